@@ -1,0 +1,166 @@
+"""All ai8x layer classes: four that are written out, and a table that names the rest.
+
+`FusedMaxPoolConv2dBNReLU` is `Conv2d` with pooling='Max', batchnorm='Affine' and activation='ReLU' preset, and nothing more.
+"""
+
+from torch import nn
+
+from qatlib.ai8x import device as target
+from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.ai8x.legality import check_channels, check_common, check_conv1d, check_conv2d, check_linear, check_pooling
+
+_POOLS = {(1, "Max"): nn.MaxPool1d, (1, "Avg"): nn.AvgPool1d, (2, "Max"): nn.MaxPool2d, (2, "Avg"): nn.AvgPool2d}
+
+
+def _pool(dimensions: int, pooling, size, stride, dilation):
+    if pooling is None:
+        return None
+    extra = {"dilation": dilation, "padding": 0} if pooling == "Max" else {"padding": 0}
+    return _POOLS[dimensions, pooling](kernel_size=size, stride=stride, **extra)
+
+
+class Conv2d(QuantizationAwareModule):
+    """2D convolution (N, in, H, W) -> (N, out, H', W') with optional pooling in front, batch norm and activation behind.
+
+    Raises ValueError, with the rule and the remedy, for what the chip's tools refuse.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, op="Conv2d", pooling=None, pool_size=2, pool_stride=2,
+                 pool_dilation=1, stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
+                 weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
+        chip = target.dev.device
+        check_common(activation, wide, batchnorm, bias)
+        check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
+        module = None
+        if op is not None:
+            if op not in ("Conv2d", "ConvTranspose2d"):
+                raise ValueError(f"op={op!r} is unknown; use 'Conv2d', 'ConvTranspose2d' or None")
+            check_channels(in_channels, out_channels, groups)
+            transposed = op == "ConvTranspose2d"
+            check_conv2d(chip, transposed, kernel_size, stride, padding, dilation, groups, pooling)
+            cls, extra = (nn.ConvTranspose2d, {"output_padding": 1}) if transposed else (nn.Conv2d, {})
+            module = cls(in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=padding,
+                         dilation=dilation, bias=bool(bias), groups=groups, **extra)  # fmt: skip
+        super().__init__(
+            pooling, activation, wide, weight_bits, bias_bits, quantize_activation,
+            pool=_pool(2, pooling, pool_size, pool_stride, pool_dilation), op=module,
+            bn=target.batch_norm(2, out_channels, batchnorm, eps, momentum) if batchnorm else None,
+        )  # fmt: skip
+
+
+class ConvTranspose2d(Conv2d):
+    """Transposed 3x3 convolution, (N, in, H, W) -> (N, out, 2H, 2W) with padding=1. Pass stride=2; output_padding is 1."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, op="ConvTranspose2d", **kwargs)
+
+
+class DepthwiseConv2d(Conv2d):
+    """One filter per channel (device 87): groups = in_channels."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, groups=in_channels, **kwargs)
+
+
+class DepthwiseConvTranspose2d(ConvTranspose2d):
+    """Transposed convolution with one filter per channel (device 87)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, groups=in_channels, **kwargs)
+
+
+class Conv1d(QuantizationAwareModule):
+    """1D convolution (N, in, L) -> (N, out, L') with optional pooling in front, batch norm and activation behind."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, pooling=None, pool_size=2, pool_stride=2, pool_dilation=1,
+                 stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
+                 weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
+        chip = target.dev.device
+        check_common(activation, wide, batchnorm, bias)
+        check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
+        module = None
+        if kernel_size is not None:
+            check_channels(in_channels, out_channels, groups)
+            check_conv1d(chip, in_channels, kernel_size, stride, padding, dilation, groups)
+            module = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias))
+        super().__init__(
+            pooling, activation, wide, weight_bits, bias_bits, quantize_activation,
+            pool=_pool(1, pooling, pool_size, pool_stride, pool_dilation), op=module,
+            bn=target.batch_norm(1, out_channels, batchnorm, eps, momentum) if batchnorm else None,
+        )  # fmt: skip
+
+
+class Linear(QuantizationAwareModule):
+    """Fully connected layer (N, in) -> (N, out); at most 1024 inputs and outputs. Only `bias=True` gives a bias."""
+
+    def __init__(self, in_features, out_features, bias=None, pooling=None, activation=None, wide=False, batchnorm=None,
+                 weight_bits=None, bias_bits=None, quantize_activation=False):  # fmt: skip
+        if pooling is not None or batchnorm is not None:
+            raise ValueError(f"Linear has neither pooling ({pooling!r}) nor batch norm ({batchnorm!r}); use another layer")
+        check_common(activation, wide, None, True)
+        check_linear(in_features, out_features)
+        op = nn.Linear(in_features, out_features, bias=bias is True)
+        super().__init__(None, activation, wide, weight_bits, bias_bits, quantize_activation, op=op)
+
+
+# base class -> for each fused pooling, the suffixes (batch norm, activation) that exist under that name
+_TABLE = {
+    Conv2d: {"": "ReLU Abs BN BNReLU", "MaxPool": "- BN ReLU BNReLU Abs BNAbs", "AvgPool": "- ReLU BNReLU Abs BNAbs"},
+    Conv1d: {"": "ReLU BNReLU Abs BNAbs", "MaxPool": "- BN ReLU BNReLU Abs BNAbs", "AvgPool": "- ReLU BNReLU Abs BNAbs"},
+    ConvTranspose2d: {"": "ReLU Abs BNReLU", "MaxPool": "- ReLU BNReLU Abs", "AvgPool": "- ReLU BNReLU Abs"},
+    DepthwiseConv2d: {"": "ReLU BNReLU", "MaxPool": "- ReLU BNReLU", "AvgPool": "- ReLU BNReLU"},
+    DepthwiseConvTranspose2d: {"": "ReLU BNReLU", "MaxPool": "- ReLU BNReLU", "AvgPool": "- ReLU BNReLU"},
+    Linear: {"": "ReLU Abs"},
+}
+
+
+def _fused(name: str, parent: type, presets: dict, doc: str) -> type:
+    def __init__(self, *args, **kwargs):
+        for key in kwargs.keys() & presets.keys() - {"batchnorm"}:
+            if kwargs[key] != presets[key]:
+                raise ValueError(f"{name} has {key}={presets[key]!r}; for {key}={kwargs[key]!r} use the class named so")
+        super(cls, self).__init__(*args, **{**presets, **kwargs})
+
+    body = {"__init__": __init__, "__doc__": doc, "__module__": "qatlib.ai8x", "__qualname__": name}
+    cls = type(name, (parent,), body)
+    return cls
+
+
+def _pool_only(name: str, parent: type, dimensions: int, pooling: str) -> type:
+    def __init__(self, kernel_size, stride=None, **kwargs):
+        shape = {"pool_size": kernel_size, "pool_stride": kernel_size if stride is None else stride}
+        if "dilation" in kwargs:
+            shape["pool_dilation"] = kwargs.pop("dilation")
+        nothing = {"op": None} if dimensions == 2 else {}
+        super(cls, self).__init__(0, 0, None, **shape, **nothing, **kwargs)
+
+    doc = f"{dimensions}D {pooling} pooling alone: (kernel_size, stride=kernel_size); no weights, but nine quantization parameters."
+    body = {"__init__": __init__, "__doc__": doc, "__module__": "qatlib.ai8x", "__qualname__": name}
+    cls = type(name, (parent,), body)
+    return cls
+
+
+def build() -> dict[str, type]:
+    """Every layer class by name."""
+    classes = {base.__name__: base for base in _TABLE}
+    for base, variants in _TABLE.items():
+        for pool, suffixes in variants.items():
+            for suffix in suffixes.replace("-", "").split(" "):
+                activation = suffix.removeprefix("BN")
+                presets = {"pooling": pool.removesuffix("Pool")} if pool else {}
+                presets |= {"activation": activation} if activation else {}
+                presets |= {"batchnorm": "Affine"} if suffix.startswith("BN") else {}
+                stem = f"Fused{pool}{base.__name__}"
+                parent = classes.get(stem + activation, classes.get(stem, base)) if suffix else base
+                given = ", ".join(f"{key}={value!r}" for key, value in presets.items())
+                doc = f"`{base.__name__}` with {given}; its arguments otherwise."
+                classes[stem + suffix] = _fused(stem + suffix, parent, presets, doc)
+    for dimensions in (1, 2):
+        for pooling in ("Max", "Avg"):
+            name = f"{pooling}Pool{dimensions}d"
+            parent = classes[f"Fused{pooling}PoolConv{dimensions}d"]
+            classes[name] = _pool_only(name, parent, dimensions, pooling)
+    return classes
+
+
+LAYERS = build()

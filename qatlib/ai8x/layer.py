@@ -1,0 +1,254 @@
+"""The one layer that all ai8x layers are: pool, quantized convolution or product, shift, activation, rounding, clamp.
+
+Arithmetic of QATv2 (ai8x-training, `ai8x.py`), to the last bit; section numbers in the docstrings are of its forward pass.
+In every mode 1.0 is 128 integer codes. Modes: float (bits 0), QAT (bits 1, 2, 4 or 8), and simulate (the chip's integers).
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qatlib.ai8x import device as target
+from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, round_half_up, straight_through
+
+SHIFT_LIMIT = 15
+_FUNCTIONS = {nn.Conv2d: F.conv2d, nn.Conv1d: F.conv1d}
+_ACTIVATIONS = {"ReLU": F.relu, "Abs": torch.abs}
+_STATE = (
+    ("output_shift", [0.0], torch.float32),
+    ("activation_threshold", 0.0, torch.float32),
+    ("final_scale", 0.0, torch.float32),
+    ("weight_bits", [0], torch.int64),
+    ("bias_bits", [0], torch.int64),
+    ("quantize_activation", [False], torch.bool),
+    ("clamp_activation", [False], torch.bool),
+    ("adjust_output_shift", [False], torch.bool),
+    ("shift_quantile", [1.0], torch.float32),
+)
+
+
+def quantile(values: torch.Tensor, q: float) -> torch.Tensor:
+    """`torch.quantile(values, q)` of a flat tensor, to the last bit, by selection instead of sorting (shape (1,))."""
+    if q == 1.0:
+        return values.max().reshape(1)
+    rank = np.float32(q) * np.float32(values.numel() - 1)
+    below, above = int(np.floor(rank)), int(np.ceil(rank))
+    if values.device.type == "cpu":  # NumPy's selection is several times faster than topk and kthvalue
+        ordered = torch.from_numpy(np.partition(values.detach().numpy(), below))
+    else:
+        ordered = values.sort().values
+    low = ordered[below]
+    high = ordered[above:].min() if above > below else low
+    weight = torch.tensor(float(rank - np.float32(below)), dtype=values.dtype, device=values.device)
+    return torch.lerp(low, high, weight).reshape(1)
+
+
+def _shift(limit: torch.Tensor) -> torch.Tensor:
+    return -torch.floor(torch.log2(1.0 / limit)).clamp(-SHIFT_LIMIT, SHIFT_LIMIT)
+
+
+def calc_weight_shift(values: torch.Tensor, shift_quantile: float = 1.0) -> torch.Tensor:
+    """log2 of the power of two that brings the weights into +-1: -clamp(floor(log2(1 / quantile(|values|))), -15, 15).
+
+    A limit of exactly 2^n gives n (the largest weight then saturates by one code); all zero gives -15. Shape (1,), float32.
+    """
+    return _shift(quantile(values.abs(), shift_quantile))
+
+
+class QuantizationAwareModule(nn.Module):
+    """Base of all layers. State-dict keys and their order are the vendor's, so its checkpoints load.
+
+    `op` is the torch module that owns the float32 master weights (None: pooling only), `pool` a torch pooling module or None,
+    `bn` a batch normalisation or None, `activation` 'ReLU', 'Abs' or None. `wide` layers give 32-bit accumulators.
+    """
+
+    def __init__(self, pooling=None, activation=None, wide=False, weight_bits=None, bias_bits=None, quantize_activation=False,
+                 pool=None, op=None, bn=None, shift_quantile=1.0, clamp_activation=False):  # fmt: skip
+        super().__init__()
+        self.pooling, self.activation, self.wide = pooling, activation, wide
+        for name, value, dtype in _STATE:
+            setattr(self, name, nn.Parameter(torch.tensor(value, dtype=dtype), requires_grad=False))
+        self._host_values: dict = {}
+        self.pool, self.op, self.bn = pool, op, bn
+        self.init_module(weight_bits, bias_bits, quantize_activation, clamp_activation, shift_quantile)
+
+    def init_module(self, weight_bits, bias_bits, quantize_activation, clamp_activation=False, shift_quantile=1.0, export=False):
+        """Switch quantization off (None, None, False) or on (bits in 1, 2, 4, 8; True). `export` is accepted and unused."""
+        bits = (weight_bits, bias_bits)
+        on = bool(quantize_activation)
+        if on != (None not in bits) or (on and not set(bits) <= {1, 2, 4, 8}) or (not on and bits != (None, None)):
+            raise ValueError(
+                f"weight_bits={weight_bits}, bias_bits={bias_bits}, quantize_activation={quantize_activation}: "
+                "use bits of 1, 2, 4 or 8 with quantize_activation=True, or None, None, False"
+            )
+        if not 0 < shift_quantile <= 1:
+            raise ValueError(f"shift_quantile is {shift_quantile}; it must be above 0 and at most 1")
+        values = {
+            "weight_bits": weight_bits or 0,
+            "bias_bits": bias_bits or 0,
+            "quantize_activation": on,
+            "clamp_activation": on or clamp_activation,
+            "adjust_output_shift": on and not target.dev.simulate,
+            "shift_quantile": shift_quantile,
+        }
+        for name, value in values.items():
+            getattr(self, name).data.fill_(value)
+        self.set_functions()
+
+    def set_functions(self) -> None:
+        """Re-read every parameter, also those replaced through `.data` (which no version counter notices)."""
+        self._host_values.clear()
+        if self.pooling == "Avg":
+            self.round_avg = target.dev.round_avg
+
+    def __getstate__(self):
+        return self.__dict__ | {"_host_values": {}}
+
+    def _host(self, name: str):
+        """A one-element parameter as a Python number, copied from its device only when it has changed."""
+        parameter = getattr(self, name)
+        version = (parameter.data_ptr(), parameter._version)
+        cached = self._host_values.get(name)
+        if cached is None or cached[0] != version:
+            cached = self._host_values[name] = (version, parameter.item())
+        return cached[1]
+
+    # --- shifts -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def weight_shift(self) -> torch.Tensor:
+        """log2 of the weight scale's inverse, shape (1,): stored when simulating or not in QAT, else from the weights now."""
+        if not self._host("adjust_output_shift"):
+            return self.output_shift.detach()
+        tensors = [t.detach().flatten() for t in (self.op.weight, self.op.bias) if t is not None]
+        share = self._host("shift_quantile")
+        if share == 1.0:
+            largest = [t.abs().amax(dim=0, keepdim=True) for t in tensors]
+            return _shift(torch.maximum(largest[0], largest[-1]))
+        return calc_weight_shift(torch.cat(tensors), share)
+
+    def effective_shift(self) -> torch.Tensor:
+        """log2 of the factor between accumulator and output, shape (1,): clamp(weight_shift - activation_threshold, -15, 15)."""
+        shift = self.weight_shift()
+        if target.dev.simulate:
+            return shift
+        return (shift - self.activation_threshold.detach()).clamp(-SHIFT_LIMIT, SHIFT_LIMIT)
+
+    def quantized_weight(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Integer codes of weight and bias, -2^(b-1)..2^(b-1)-1, in float tensors of the op's shapes.
+
+        Raises ValueError where QAT is off (bits 0).
+        """
+        bits, bias_bits = self._host("weight_bits"), self._host("bias_bits")
+        if not bits or self.op is None:
+            raise ValueError("this layer has no quantized weight (weight_bits 0); call initiate_qat first")
+        scale = torch.exp2(-self.weight_shift())
+
+        def codes(t, b):
+            half = 1 << (b - 1)
+            return None if t is None else round_half_up(t.detach() * scale * half).clamp(-half, half - 1)
+
+        return codes(self.op.weight, bits), codes(self.op.bias, bias_bits)
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pool is not None:
+            x = self._pool(x)
+        if self.op is None:
+            return x
+        return self._simulate(x) if target.dev.simulate else self._train(x)
+
+    def _pool(self, x):
+        x, simulate = self.pool(x), target.dev.simulate
+        unit = 1.0 if simulate else 128.0
+        if self.pooling == "Avg" and (simulate or self._host("quantize_activation")):
+            rounding = torch.round if self.round_avg else torch.trunc
+            x = straight_through(x, rounding(x * unit) / unit)
+        if self.pooling == "Avg" and (simulate or self._host("clamp_activation")):
+            x = x.clamp(-128 / unit, 127 / unit)
+        return x
+
+    def _apply_op(self, x, weight, bias):
+        op = self.op
+        if isinstance(op, nn.Linear):
+            return F.linear(x, weight, bias)
+        if isinstance(op, nn.ConvTranspose2d):
+            return F.conv_transpose2d(x, weight, bias, op.stride, op.padding, op.output_padding, op.groups, op.dilation)
+        return _FUNCTIONS[type(op)](x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
+
+    def _train(self, x):
+        """Float and QAT: the output scale is a power of two, so it is multiplied into the few weights, not the many outputs."""
+        weight, bias, gain = self.op.weight, self.op.bias, None
+        if bits := self._host("weight_bits"):
+            with torch.no_grad():
+                shift = self.weight_shift()
+                scale, gain = torch.exp2(-shift), self._gain(shift)
+                in_weights = gain if self.bn is None and not self.wide else torch.ones_like(gain)
+            if bias is not None and self._host("bias_bits") == bits:
+                weight, bias = FusedWeightQuantize.apply(scale, in_weights, bits, weight, bias)
+            else:
+                (weight,) = FusedWeightQuantize.apply(scale, in_weights, bits, weight)
+                if bias is not None:
+                    (bias,) = FusedWeightQuantize.apply(scale, in_weights, self._host("bias_bits"), bias)
+            if in_weights is gain:
+                gain = None
+        elif self._host("activation_threshold") or self._host("output_shift"):
+            gain = self._gain(self.output_shift)
+        x = self._apply_op(x, weight, bias)
+        if self.bn is not None:
+            x = self.bn(x)
+        return self._activate(x if gain is None or self.wide else x * gain)
+
+    def _gain(self, shift):
+        return torch.exp2((shift.detach() - self.activation_threshold.detach()).clamp(-SHIFT_LIMIT, SHIFT_LIMIT))
+
+    def _activate(self, x):
+        final = 2.0 ** self._host("final_scale")
+        if self._host("quantize_activation"):
+            if self.activation == "Abs":
+                x = x.abs()
+            factor, q_min, q_max = (2.0**14, -(2.0**29), 2.0**29) if self.wide else (128.0, -128.0, 127.0)
+            return FusedQuantize.apply(x, factor, q_min, q_max, self.activation == "ReLU", final)
+        if self.activation:
+            x = _ACTIVATIONS[self.activation](x)
+        if self._host("clamp_activation"):
+            x = x.clamp(-(2.0**15), 2.0**15) if self.wide else x.clamp(-1.0, 127 / 128)
+        return x * final if final != 1.0 else x
+
+    def _simulate(self, x):
+        """The chip's integers: accumulate, shift and floor, activate, round to 8 bits, clamp (exact in `dev.accumulator`).
+
+        Narrow outputs are float32. Wide outputs stay in `dev.accumulator`: float32 cannot hold 30-bit integers.
+        """
+        exact = target.dev.accumulator
+        bits = self._host("weight_bits") or 8
+        bias_bits = self._host("bias_bits") or 8
+        weight = round_half_up(self.op.weight.to(exact) * 2.0 ** (8 - bits))
+        bias = None if self.op.bias is None else round_half_up(self.op.bias.to(exact) * 2.0 ** (2 * (8 - bias_bits)))
+        acc = self._apply_op(x.to(exact), weight, bias)
+        if self.bn is not None:
+            acc = self.bn(acc.to(torch.float32)).to(exact)
+        if not self.wide:
+            acc = torch.floor(acc * torch.exp2(self.weight_shift()).to(exact))
+        if self.activation:
+            acc = _ACTIVATIONS[self.activation](acc)
+        if self.wide:
+            y = round_half_up(acc / 2.0 ** (8 - bits)).clamp(-(2.0**29), 2.0**29 - 1)
+        else:
+            y = round_half_up(acc / 128).clamp(-128, 127).to(torch.float32)
+        return y * 2.0 ** self._host("final_scale")
+
+    def extra_repr(self) -> str:
+        bits, clamped = self._host("weight_bits"), self._host("clamp_activation")
+        if self.op is None:
+            rounds = self.pooling == "Avg" and self._host("quantize_activation")
+            return "pooling only" + (", QAT on, output -1..127/128" if rounds else "")
+        state = f"QAT on, weight_bits={bits}" if bits else "QAT off (float weights)"
+        shift = f", output_shift={self.effective_shift().item():+.0f}" if bits else ""
+        threshold = f", activation_threshold={self._host('activation_threshold'):g}"
+        low = "0" if self.activation else "-1"
+        span = "wide output (32 bit)" if self.wide else f"output {low}..127/128" if clamped else "output unbounded"
+        scaled = f" times 2^{self._host('final_scale'):g}" if self._host("final_scale") else ""
+        return f"{state}{shift}{threshold}, {span}{scaled}"

@@ -1,0 +1,116 @@
+"""Where the weights go: a place in kernel memory for every layer, as the vendor's tool finds it, or better masks."""
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from qatlib.ai8x.plan import DEVICES, PROCESSORS, Device, LayerSpec, kernel_words, processors
+
+
+@dataclass
+class Placement:
+    """Result of `place`, by layer: first processor, processors, first word, words. `used[p]`: words in use on processor p.
+
+    `first[name]` is the first processor of every tensor; `problem` is "" when everything fits.
+    """
+
+    start: dict[str, int] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+    offset: dict[str, int] = field(default_factory=dict)
+    words: dict[str, int] = field(default_factory=dict)
+    used: list[int] = field(default_factory=lambda: [0] * PROCESSORS)
+    first: dict[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+
+def masks(layers: list[LayerSpec]) -> dict[str, str]:
+    """For every tensor the name that owns its processors: what an add reads and writes (a pool too) sits on the same ones."""
+    owner: dict[str, str] = {"input": "input"}
+
+    def root(name: str) -> str:
+        while owner[name] != name:
+            name = owner[name]
+        return name
+
+    for layer in layers:
+        owner[layer.name] = layer.name
+        if not layer.has_weights and layer.kind != "concat":
+            for source in layer.inputs:
+                owner[root(source)] = root(layer.name)
+    return {name: root(name) for name in owner}
+
+
+def _first_fit(taken: list[list[tuple[int, int]]], columns: range, words: int) -> int:
+    """First multiple of 4 at which `words` words are free on all of `columns`."""
+    blocks = sorted({block for p in columns for block in taken[p]})
+    offset = 0
+    for low, high in blocks:
+        if low < offset + words and high > offset:
+            offset = 4 * ceil(high / 4)
+    return offset
+
+
+def _try_place(layers: list[LayerSpec], starts: dict[str, int], device: Device) -> Placement:
+    """Place every layer with its mask beginning where `starts` says (by owner; 0 by default)."""
+    plan, owner = Placement(), masks(layers)
+    taken: list[list[tuple[int, int]]] = [[] for _ in range(PROCESSORS)]
+    weighted = [layer for layer in layers if layer.has_weights]
+    everywhere = [layer for layer in weighted if processors(layer.c_in) == PROCESSORS]
+    for layer in everywhere + [layer for layer in reversed(weighted) if layer not in everywhere]:
+        start, count, words = starts.get(owner[layer.inputs[0]], 0), processors(layer.c_in), kernel_words(layer)
+        columns = range(start, start + count)
+        offset = _first_fit(taken, columns, words)
+        full = [p for p in columns if offset + words > device.words[p]]
+        if full:
+            place = f"kernel memory exhausted at processor {full[0]}: offset {offset}, needed {words}"
+            plan.problem = plan.problem or f"{place}, of {device.words[full[0]]} words ({layer.name})"
+            continue
+        for p in columns:
+            taken[p].append((offset, offset + words))
+            plan.used[p] = max(plan.used[p], offset + words)
+        plan.start[layer.name], plan.count[layer.name] = start, count
+        plan.offset[layer.name], plan.words[layer.name] = offset, words
+    plan.first = {name: starts.get(group, 0) for name, group in owner.items()}
+    return plan
+
+
+def _joined(layers: list[LayerSpec]) -> dict[str, int]:
+    """First processors that concatenations demand: each operand beside the one before it."""
+    owner, starts = masks(layers), {}
+    for layer in (layer for layer in layers if layer.kind == "concat"):
+        channels = {other.name: other.c_out for other in layers}
+        start = 0
+        for source in layer.inputs:
+            starts[owner[source]] = start
+            start += channels.get(source, 0)
+    return starts
+
+
+def _balanced(layers: list[LayerSpec], pinned: dict[str, int]) -> dict[str, int]:
+    """First processors that level the load: the widest and heaviest groups first, each where its processors are emptiest."""
+    owner, load, heavy, width = masks(layers), [0] * PROCESSORS, {}, {}
+    for layer in (layer for layer in layers if layer.has_weights):
+        group = owner[layer.inputs[0]]
+        heavy[group] = heavy.get(group, 0) + kernel_words(layer)
+        width[group] = max(width.get(group, 0), processors(layer.c_in))
+    joined = {owner[layer.name] for layer in layers if layer.kind == "concat"}
+    starts = {}
+    for group in sorted(heavy, key=lambda g: (-width[g], -heavy[g])):
+        choices = [pinned.get(group, 0)] if group in pinned or group in joined else range(0, PROCESSORS - width[group] + 1, 4)
+        starts[group] = min(choices, key=lambda s: max(load[s : s + width[group]]))
+        for p in range(starts[group], starts[group] + width[group]):
+            load[p] += heavy[group]
+    return starts | pinned
+
+
+def place(layers: list[LayerSpec], device: int = 85, balance: bool = True) -> Placement:
+    """Kernel memory for all layers: with every mask from processor 0, or else (`balance`) with masks moved to level the load.
+
+    The order is the vendor's: layers on all 64 processors first, then the others from last to first, each at the first free
+    words from a multiple of 4 on.
+    """
+    chip, pinned = DEVICES[device], _joined(layers)
+    plan = _try_place(layers, pinned, chip)
+    if plan.problem and balance:
+        moved = _try_place(layers, _balanced(layers, pinned), chip)
+        return moved if not moved.problem else plan
+    return plan

@@ -1,0 +1,209 @@
+"""From float to QAT, in this order: fuse_bn_layers, pre_qat, update_optimizer, initiate_qat (`start_qat` does all four).
+
+The vendor runs the sequence in train.py at `start_epoch`. Every deviation from it is named where it happens; the keyword
+`vendor_exact=True` gives the vendor's behaviour instead, for checkpoints that depend on it.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from qatlib.ai8x.eltwise import Eltwise
+from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.ai8x.policy import QATPolicy, load_policy
+from qatlib.ai8x.scales import apply_scales, trace, unwrap
+from qatlib.ai8x.statistics import init_hist, init_threshold, release_hist
+
+
+def layers(m: nn.Module) -> dict[str, QuantizationAwareModule]:
+    """Qualified name -> layer, in order of definition."""
+    return {name: layer for name, layer in unwrap(m).named_modules() if isinstance(layer, QuantizationAwareModule)}
+
+
+@torch.no_grad()
+def fuse_bn_layers(m: nn.Module, vendor_exact: bool = False) -> None:
+    """Move every batch normalisation into the weights and bias in front of it; `bn` becomes None. In place.
+
+    w' = w * gamma / sqrt(var + eps) per output channel, b' = (b - mean) * gamma / sqrt(var + eps) + beta. A transposed
+    convolution keeps its output channels in dimension 1; the vendor (and `vendor_exact`) scales dimension 0 there.
+    """
+    for name, layer in layers(m).items():
+        if layer.bn is None:
+            continue
+        bn, op = layer.bn, layer.op
+        if bn.running_mean is None:
+            raise ValueError(f"{name}: its batch normalisation has no running statistics; set track_running_stats=True")
+        r = torch.rsqrt(bn.running_var + bn.eps)
+        gamma = torch.ones_like(r) if bn.weight is None else bn.weight
+        beta = torch.zeros_like(r) if bn.bias is None else bn.bias
+        op.weight.copy_(_scaled_channels(op, gamma * r, vendor_exact))
+        op.bias.copy_((op.bias - bn.running_mean) * r * gamma + beta)
+        layer.bn = None
+        layer.set_functions()
+
+
+def _scaled_channels(op: nn.Module, factor: torch.Tensor, vendor_exact: bool) -> torch.Tensor:
+    w = op.weight
+    if isinstance(op, nn.ConvTranspose2d) and not vendor_exact:  # (in, out / groups, k, k)
+        grouped = w.view(op.groups, w.shape[0] // op.groups, *w.shape[1:])
+        return (grouped * factor.view(op.groups, 1, w.shape[1], 1, 1)).view_as(w)
+    return w * factor.view(-1, *[1] * (w.dim() - 1))
+
+
+def pre_qat(model: nn.Module, train_loader, qat_policy, progress: bool = False, vendor_exact: bool = False) -> None:
+    """Measure all activations over `train_loader` (one pass, evaluation mode), set thresholds, and apply scales.
+
+    The loader yields inputs or (inputs, ...) tuples, which move to the model's device. `qat_policy` is a dict, a YAML file
+    or the vendor's `args`. The float function does not change; a warning tells if it does. Training mode is restored
+    (the vendor leaves evaluation mode).
+    Raises ValueError for an empty loader and for a model whose scales were applied before.
+    """
+    policy, model = load_policy(qat_policy), unwrap(model)
+    policy.check_names(layers(model))
+    if not vendor_exact:
+        _refuse_second(model)
+    trace(model)  # a network that cannot be traced is refused before the long pass
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        sample, before = _measure(model, train_loader, policy, progress, vendor_exact)
+        with torch.no_grad():
+            apply_scales(model, vendor_exact)
+            after = model(sample)
+    finally:
+        for m in training:
+            m.training = True
+    if not vendor_exact:
+        _warn_if_changed(before, after)
+
+
+def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exact: bool):
+    """Set the thresholds; return the last batch and what the network made of it."""
+    device, sample, output = next(model.parameters()).device, None, None
+    init_hist(model)
+    try:
+        with torch.no_grad():
+            for batch in tqdm(train_loader, desc="activation statistics", disable=not progress, leave=False):
+                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+                sample = _checked_input(inputs).to(device)
+                output = _output(model, sample)
+        if sample is None:
+            raise ValueError("train_loader gave no batch; give it data (an iterator that was used up needs to be made again)")
+        init_threshold(model, policy.outlier_removal_z_score, vendor_exact)
+    finally:
+        release_hist(model)
+    return sample, output
+
+
+def _checked_input(inputs) -> torch.Tensor:
+    if not isinstance(inputs, torch.Tensor):
+        raise TypeError(f"train_loader gave a {type(inputs).__name__}; it must give tensors, or tuples that start with one")
+    return inputs
+
+
+def _output(model: nn.Module, sample: torch.Tensor):
+    try:
+        return model(sample)
+    except RuntimeError as problem:
+        reason = str(problem).splitlines()[0]
+        shape = tuple(sample.shape)
+        raise ValueError(f"train_loader gave a batch of shape {shape}, which the network cannot read: {reason}") from problem
+
+
+def _refuse_second(model: nn.Module) -> None:
+    for name, layer in layers(model).items():
+        bits, threshold, final = layer.weight_bits.item(), layer.activation_threshold.item(), layer.final_scale.item()
+        if bits or threshold or final:
+            raise ValueError(
+                f"QAT has already started ({name}: weight_bits {bits}, activation_threshold {threshold:g}, final_scale {final:g}); "
+                "for other bits call initiate_qat with another policy, to start anew load the float checkpoint"
+            )
+
+
+def _warn_if_changed(before, after) -> None:
+    """Powers of two are exact: what exceeds a GPU's own noise (TF32: 2^-11) comes from an operation that is not scale-invariant."""
+    pairs = zip(_tensors(before), _tensors(after))
+    change = max((((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs), default=0.0)
+    if change > 1e-3:
+        warnings.warn(
+            f"scaling the layers changed the network's output by {change:.0%} of its range; between two layers use only operations "
+            "that commute with scaling (ReLU, pooling, sums, concatenation), and batch norm only inside ai8x layers",
+            stacklevel=3,
+        )
+
+
+def _tensors(output) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output
+    return [t for part in parts for t in _tensors(part)]
+
+
+def initiate_qat(m: nn.Module, qat_policy, export: bool = False) -> None:
+    """Switch quantization on in every layer, with the policy's bits (bias_bits = weight_bits), and the clamps of sums.
+
+    Call it again with another policy to change bits later. An override that names no layer is a ValueError (the vendor ignores it).
+    """
+    policy, found = load_policy(qat_policy), layers(m)
+    policy.check_names(found)
+    for name, layer in found.items():
+        bits, quantile = policy.for_layer(name)
+        layer.init_module(bits, bits, True, True, quantile, export)
+    _clamp_sums(m, True)
+
+
+def _clamp_sums(m: nn.Module, on: bool) -> None:
+    for module in m.modules():
+        if isinstance(module, Eltwise):
+            module.set_clamp(on)
+
+
+def update_model(m: nn.Module, vendor_exact: bool = False) -> None:
+    """Re-read every layer's parameters, after loading a checkpoint, writing through `.data`, or changing the device.
+
+    Clamps of sums are not part of a checkpoint: they are switched on where any layer has bits (the vendor leaves them as they are).
+    """
+    for layer in layers(m).values():
+        layer.set_functions()
+    if not vendor_exact:
+        _clamp_sums(m, any(layer.weight_bits.item() for layer in layers(m).values()))
+
+
+def update_optimizer(m: nn.Module, optimizer: torch.optim.Optimizer, vendor_exact: bool = False) -> torch.optim.Optimizer:
+    """Forget the parameters that fusing removed; momentum and moments of all others stay. Returns the same optimizer.
+
+    The vendor (and `vendor_exact`) returns a new optimizer over all parameters, meant to carry its state over, but loses it.
+    Because ours stays the same object, learning-rate schedules that hold it keep working.
+    """
+    if vendor_exact:
+        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+        new = type(optimizer)(m.parameters(), **optimizer.defaults)
+        new.param_groups[0].update(options)
+        return new
+    alive = {id(p) for p in m.parameters()}
+    if not any(id(p) in alive for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("the optimizer holds none of the model's parameters; give the one that trains this model")
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in alive]
+    for p in [p for p in optimizer.state if id(p) not in alive]:
+        del optimizer.state[p]
+    return optimizer
+
+
+def start_qat(model: nn.Module, train_loader, qat_policy, optimizer=None, progress: bool = True):
+    """The whole way from float to QAT: fuse_bn_layers, pre_qat, update_optimizer, initiate_qat. Returns the optimizer (or None).
+
+    Policy and graph are checked before anything changes. Raises ValueError if QAT has already started.
+    """
+    policy = load_policy(qat_policy)
+    policy.check_names(layers(model))
+    _refuse_second(unwrap(model))
+    trace(model)
+    fuse_bn_layers(model)
+    pre_qat(model, train_loader, policy, progress)
+    if optimizer is not None:
+        optimizer = update_optimizer(model, optimizer)
+    initiate_qat(model, policy)
+    return optimizer
