@@ -1,0 +1,163 @@
+"""The graph inside a compact model: which operations exist, what shape each one gives, and what makes a graph unusable.
+
+An operation is a plain dict, as it stands in the file's JSON. Shapes never include the batch: (C, H, W), (C, L) or
+(features,).
+"""
+
+from math import prod
+
+CONVOLUTIONS = ("conv2d", "conv_transpose2d", "conv1d")
+WEIGHTED = (*CONVOLUTIONS, "linear")
+KINDS = (*WEIGHTED, "pool", "add", "sub", "concat", "flatten")
+BITS = (1, 2, 4, 8)
+ACTIVATIONS = (None, "relu", "abs")
+
+
+def shift_limits(weight_bits: int) -> tuple[int, int]:
+    """Smallest and largest `output_shift` the chip's register holds (ai8x-training README, "output_shift").
+
+    >>> shift_limits(8), shift_limits(2)
+    ((-15, 15), (-21, 9))
+    """
+    return weight_bits - 23, weight_bits + 7
+
+
+def weight_shape(op: dict) -> tuple[int, ...]:
+    """Shape of the weights: (out, in/groups, *kernel); transposed (in, out/groups, *kernel); linear (out, in)."""
+    if op["kind"] == "linear":
+        return op["out_channels"], op["in_channels"]
+    first, second = op["out_channels"], op["in_channels"]
+    if op["kind"] == "conv_transpose2d":
+        first, second = second, first
+    return first, second // op["groups"], *op["kernel"]
+
+
+def pooled_shape(pool: dict | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape after pooling; incomplete windows at the far edge are dropped."""
+    if pool is None:
+        return shape
+    windows = zip(shape[1:], pool["size"], pool["stride"], pool["dilation"], strict=True)
+    return shape[0], *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in windows)
+
+
+def output_shape(op: dict, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape that `op` gives for operands of `shapes`; a size of zero or less means that the operands are too small."""
+    kind = op["kind"]
+    if kind == "concat":
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+    if kind == "flatten":
+        return (prod(shapes[0]),)
+    if kind in ("add", "sub"):
+        return shapes[0]
+    shape = pooled_shape(op["pool"], shapes[0])
+    if kind == "pool":
+        return shape
+    if kind == "linear":
+        return *shape[:-1], op["out_channels"]
+    places = list(zip(shape[1:], op["kernel"], op["stride"], op["padding"], op["dilation"], strict=True))
+    if kind == "conv_transpose2d":
+        sizes = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in places]
+        return op["out_channels"], *(n + extra for n, extra in zip(sizes, op["output_padding"], strict=True))
+    return op["out_channels"], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in places)
+
+
+def check(graph: dict) -> None:
+    """Raise a `ValueError` that names the operation and the remedy unless `graph` can be run."""
+    if graph.get("format") != 1:
+        raise ValueError(
+            f"the graph has format {graph.get('format')!r}, this library reads format 1; export the model again"
+        )
+    shapes = {"input": tuple(graph["input_shape"])}
+    wide: set[str] = set()
+    for op in graph["ops"]:
+        name = op["name"]
+        if name in shapes:
+            raise ValueError(f"two operations of the graph are called {name!r}; export the model again")
+        for operand in op["inputs"]:
+            if operand not in shapes:
+                raise ValueError(f"{name}: its operand {operand!r} is not computed before it; export the model again")
+            if operand in wide and op["kind"] != "flatten":
+                raise ValueError(
+                    f"{name}: its operand {operand!r} is a wide (32-bit) output, which no layer can read; build that "
+                    "layer with wide=False"
+                )
+        _check_operation(op, [shapes[operand] for operand in op["inputs"]])
+        shapes[name] = tuple(op["shape"])
+        if op.get("wide") or wide.intersection(op["inputs"]):
+            wide.add(name)
+    for output in graph["outputs"]:
+        if output["op"] not in shapes or not isinstance(output["exponent"], int):
+            raise ValueError(
+                f"the graph's output {output!r} names no operation or has no whole exponent; export the model again"
+            )
+    if not graph["outputs"]:
+        raise ValueError("the graph has no output; export a model whose forward returns a tensor")
+
+
+def _check_operation(op: dict, shapes: list[tuple[int, ...]]) -> None:
+    name, kind = op["name"], op["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"{name}: unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    wanted = range(2, 17) if kind in ("add", "sub", "concat") else (1,)
+    if len(shapes) not in wanted:
+        raise ValueError(
+            f"{name}: {kind} with {len(shapes)} operands; it takes {'2 to 16' if len(wanted) > 1 else 'one'}"
+        )
+    if kind in WEIGHTED:
+        _check_weighted(op)
+    same = {shape[1:] for shape in shapes} if kind == "concat" else set(shapes)
+    if len(same) != 1:
+        raise ValueError(f"{name}: operands of shapes {shapes} do not fit together; make them equal before {kind}")
+    _check_shape(op, shapes)
+
+
+def _check_weighted(op: dict) -> None:
+    name, bits, shift = op["name"], op["weight_bits"], op["output_shift"]
+    if bits not in BITS:
+        raise ValueError(f"{name}: weight_bits is {bits!r}; the chip has 1, 2, 4 and 8")
+    low, high = shift_limits(bits)
+    if not isinstance(shift, int) or not low <= shift <= high:
+        raise ValueError(
+            f"{name}: output_shift {shift!r} is outside [{low}, {high}] of {bits}-bit weights; use more weight bits, "
+            "or train on, so that weights and activations come nearer to 1"
+        )
+    if op["activation"] not in ACTIVATIONS or (op["wide"] and op["activation"]):
+        raise ValueError(
+            f"{name}: activation {op['activation']!r} with wide={op['wide']!r}; use None, 'relu' or 'abs', and none "
+            "with a wide output"
+        )
+    if op["kind"] in CONVOLUTIONS and (op["in_channels"] % op["groups"] or op["out_channels"] % op["groups"]):
+        raise ValueError(
+            f"{name}: {op['groups']} groups do not divide {op['in_channels']} and {op['out_channels']} channels"
+        )
+
+
+def _check_shape(op: dict, shapes: list[tuple[int, ...]]) -> None:
+    name, pool = op["name"], op.get("pool")
+    if op["kind"] == "pool" and not pool or pool and pool["type"] not in ("max", "avg"):
+        raise ValueError(f"{name}: pooling {pool!r} is neither 'max' nor 'avg'; export the model again")
+    channels = shapes[0][-1] if op["kind"] == "linear" else shapes[0][0]
+    if op["kind"] in WEIGHTED and channels != op["in_channels"]:
+        raise ValueError(
+            f"{name}: it expects {op['in_channels']} channels and is given {channels}; check input_shape and the "
+            "layers before it"
+        )
+    if op["kind"] == "conv_transpose2d" and any(
+        not 0 <= p <= d * (k - 1) for p, d, k in zip(op["padding"], op["dilation"], op["kernel"])
+    ):
+        raise ValueError(f"{name}: padding {op['padding']} of kernel {op['kernel']}; a transposed one has 0 to kernel - 1")
+    try:
+        shape = output_shape(op, shapes)
+    except ValueError as problem:
+        raise ValueError(
+            f"{name}: {op['kind']} cannot read an operand of shape {shapes[0]}; check input_shape"
+        ) from problem
+    if min(shape) < 1:
+        raise ValueError(
+            f"{name}: its operand {shapes[0]} is too small for the kernel or the pooling; use a larger input or "
+            "fewer pools"
+        )
+    if shape != tuple(op["shape"]):
+        raise ValueError(
+            f"{name}: the graph says shape {op['shape']}, the operation gives {list(shape)}; export the model again"
+        )
