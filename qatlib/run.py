@@ -1,0 +1,90 @@
+"""The whole path in one command: train, compare, export, execute the lessons.  `python -m qatlib.run --preset quick`"""
+
+import argparse
+import datetime
+import os
+import sys
+from pathlib import Path
+
+LESSONS = ("05_train_pose_tiny", "07_export_int8")
+FOLDER = "notebooks"
+
+
+def execute(lesson: str, folder: Path, parameters: dict) -> Path:
+    """Run one lesson with papermill into `folder`; the path of the executed notebook.
+
+    Raises FileNotFoundError without the lesson, ValueError for a parameter that it does not have, RuntimeError naming the
+    executed notebook where one of its cells fails.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = Path(FOLDER) / f"{lesson}.ipynb"
+    if not source.is_file():
+        raise FileNotFoundError(f"no lesson at {source}; run this command in the top folder of the project")
+    known = papermill.inspect_notebook(str(source))
+    if unknown := set(parameters) - set(known):
+        raise ValueError(f"{source} has no parameters {sorted(unknown)}; it knows {sorted(known)}")
+    target = folder / source.name
+    print(f"{lesson} -> {os.path.relpath(target)}", file=sys.stderr)
+    try:
+        quiet = {"log_output": False, "extra_arguments": ["--log-level=ERROR"]}
+        papermill.execute_notebook(str(source), str(target), parameters, cwd=FOLDER, kernel_name="python3", **quiet)
+    except PapermillExecutionError as problem:
+        said = f"{problem.ename}: {problem.evalue}".splitlines()[0]
+        raise RuntimeError(f"cell {problem.exec_count} of {lesson} failed ({said}); read it in {target}") from problem
+    return target
+
+
+def run(data: str, preset: str, weight_bits: int, seed: int, out: Path) -> list[Path]:
+    """Execute the training and the export lesson; what they wrote into `out`. Settings are checked before anything starts.
+
+    The environment variable QATLIB_PRESET goes before `preset`, here and in the lessons. Raises as `configure`, `load` and
+    `execute` do, and OSError where `out` cannot be written.
+    """
+    from qatlib.files import prepare_folder
+    from qatlib.pose.data import load
+    from qatlib.train_pose_tiny import configure
+
+    preset = os.environ.get("QATLIB_PRESET", preset)
+    config = configure(preset, data=data, weight_bits=weight_bits, seed=seed)
+    load(config.data, "test", 1, progress=False)
+    out = prepare_folder(out).resolve()
+    settings = {"data": data, "preset": preset, "weight_bits": weight_bits, "seed": seed, "out": str(out)}
+    for lesson, parameters in zip(LESSONS, (settings, {"run": str(out)})):
+        execute(lesson, out, parameters)
+    return sorted(path for path in out.iterdir() if not path.name.startswith("."))
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: done, the table and the paths are printed last. 1: a lesson's cell failed. 2: unusable settings; nothing was started."""
+    parser = argparse.ArgumentParser(prog="python -m qatlib.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="figures", help="'figures' or 'lsp:/path'")
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--weight-bits", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out") or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    if options["data"].startswith("lsp:"):
+        options["data"] = "lsp:" + os.path.abspath(os.path.expanduser(options["data"][4:]))
+    try:
+        paths = run(**options, out=out)
+    except (ValueError, TypeError, OSError, RuntimeError) as problem:
+        print(f"run: {problem}", file=sys.stderr)
+        return 1 if isinstance(problem, RuntimeError) else 2
+    from qatlib import compare
+
+    print("\n" + compare.table(compare.read(out)) + "\n")
+    for path in paths:
+        print(f"{size(path):>11,} bytes  {os.path.relpath(path)}{'/' if path.is_dir() else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
