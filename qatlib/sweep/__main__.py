@@ -1,0 +1,49 @@
+"""The command line of a sweep; see `python -m qatlib.sweep --help`."""
+
+import argparse
+import sys
+
+from qatlib.sweep.driver import describe, run
+from qatlib.sweep.grid import parse_grid
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m qatlib.sweep",
+        description="Run a notebook with every combination of parameters. Started again, it runs only what is not finished.",
+        epilog="Exit code: 0 all runs finished, 1 some failed, 2 the sweep itself could not run, 130 interrupted.",
+    )
+    p.add_argument("notebook", help="an .ipynb with a cell tagged `parameters`; qatlib.sweep.record gives the numbers of the table")
+    p.add_argument("--grid", nargs="+", required=True, metavar="NAME=VALUES", help="weight_bits=8,4,2 seed=0:3 (0:3 is 0, 1, 2)")
+    p.add_argument("--out", required=True, help="folder for results, executed notebooks, results.csv and results.png")
+    p.add_argument("--workers", type=int, help="notebooks at a time on this computer (default: one a processor)")
+    p.add_argument("--threads-per-worker", type=int, help="threads a kernel may use (default: the processors, shared out)")
+    p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="run on this dask.distributed cluster instead (extra [cluster])")
+    p.add_argument("--notebooks", metavar="URL", help="write executed notebooks there, for example s3://bucket/folder (extra [s3])")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Problems are one sentence on standard error, never a traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        sweep = run(options.notebook, parse_grid(options.grid), options.out, options.workers, options.threads_per_worker,
+                    options.scheduler, options.notebooks, not options.quiet)  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"interrupted; finished runs are kept in {options.out}, the same command continues", file=sys.stderr)
+        return 130
+    except OSError as problem:
+        print(f"error: {problem.strerror or problem}", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, ImportError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    for line in sweep.sentences:
+        print(line)
+    print(describe(sweep))
+    return 1 if sweep.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What a sweep leaves on disk, and what counts as finished.
+
+    OUT/results/SLUG.json      one finished run: key, parameters, metrics. Written whole or not at all, and once
+    OUT/notebooks/SLUG.ipynb   its executed notebook        OUT/failed/SLUG.ipynb   the notebook of a run that failed
+    OUT/results.csv, .png      the table and the picture of everything finished so far
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import uuid
+from pathlib import Path
+
+from qatlib.files import sha256, write_atomic
+from qatlib.sweep.grid import Run
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks; finish() is still exclusive through os.link
+    fcntl = None
+
+FOLDERS = ("results", "notebooks", "failed")
+
+
+class Store:
+    """The folder of a sweep, on a disk that all workers see."""
+
+    def __init__(self, out: str | os.PathLike):
+        self.out = Path(os.path.abspath(out))
+
+    def prepare(self, about: dict) -> None:
+        """Make the folders and prove that they can be written. Raises OSError with one sentence where they cannot."""
+        write_atomic(self.out / "sweep.json", json.dumps(about, indent=1) + "\n")
+        try:
+            for folder in FOLDERS:
+                (self.out / folder).mkdir(exist_ok=True)
+        except OSError as problem:
+            raise OSError(problem.errno, f"cannot use folder {self.out}: {problem.strerror}; choose another") from problem
+
+    @contextlib.contextmanager
+    def locked(self, name: str = ".sweep.lock", wait: bool = False):
+        """Hold a lock of this folder; it vanishes with the process, however that ends. Raises ValueError if it is taken."""
+        with open(self.out / name, "a") as handle:
+            if fcntl:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    raise ValueError(f"another sweep is at work in {self.out}; wait for it, or choose another --out") from None
+            yield
+
+    def clean(self, runs: list[Run]) -> int:
+        """Remove what killed attempts left behind, and results that are not intact; the number of results removed."""
+        for folder in FOLDERS:
+            for leftover in (self.out / folder).glob(".*.tmp*"):
+                leftover.unlink(missing_ok=True)
+        broken = [run for run in runs if self._result(run).exists() and self.finished(run) is None]
+        for run in broken:
+            self._result(run).unlink()
+        return len(broken)
+
+    def _result(self, run: Run) -> Path:
+        return self.out / "results" / f"{run.slug}.json"
+
+    def notebook(self, run: Run, failed: bool = False) -> Path:
+        """Where the executed notebook of `run` belongs."""
+        return self.out / ("failed" if failed else "notebooks") / f"{run.slug}.ipynb"
+
+    def attempt(self, run: Run) -> Path:
+        """A path for the notebook while it runs; every attempt has its own."""
+        return self.out / "notebooks" / f".{run.slug[-12:]}.{uuid.uuid4().hex[:8]}.tmp.ipynb"
+
+    def finished(self, run: Run) -> dict | None:
+        """The record of a finished run, None for one that is not finished or whose record is damaged or of another run."""
+        try:
+            content = json.loads(self._result(run).read_bytes())
+            intact = content["checksum"] == checksum(content) and content["key"] == run.key and content["status"] == "done"
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return content if intact else None
+
+    def finish(self, run: Run, record: dict, attempt: Path | None) -> dict:
+        """Mark `run` as finished, once: of two attempts the first one's notebook and record stay. Returns the record that stays."""
+        with self.locked(".finish.lock", wait=True):
+            first = self.finished(run)
+            if first is not None:
+                return first
+            if attempt is not None:
+                os.replace(attempt, self.notebook(run))
+            record = {**record, "checksum": checksum(record)}
+            if not _write_once(self._result(run), json.dumps(record, indent=1) + "\n"):
+                return self.finished(run) or record
+        self.notebook(run, failed=True).unlink(missing_ok=True)
+        return record
+
+    def write_table(self, records: list[dict]) -> tuple[Path, bool]:
+        """Write results.csv, and results.parquet where pandas has an engine for it; returns the path and whether it has."""
+        columns, rows = table(records)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path = write_atomic(self.out / "results.csv", text.getvalue())
+        return path, self._write_parquet(columns, rows)
+
+    def _write_parquet(self, columns: list[str], rows: list[dict]) -> bool:
+        from importlib.util import find_spec
+
+        if not (find_spec("pyarrow") or find_spec("fastparquet")):
+            return False
+        import pandas
+
+        frame = pandas.DataFrame(rows, columns=columns)
+        mixed = {name: str for name in columns if frame[name].map(type).nunique() > 1}
+        write_atomic(self.out / "results.parquet", lambda temporary: frame.astype(mixed).to_parquet(temporary))
+        return True
+
+
+def _write_once(path: Path, text: str) -> bool:
+    """Write `path` whole, and only if it does not exist: False means that somebody else was first."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        write_atomic(temporary, text)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except PermissionError:  # a file system without hard links; the lock that finish() holds keeps others out
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def checksum(record: dict) -> str:
+    """SHA-256 over a record, its own checksum left out."""
+    return sha256(json.dumps({k: v for k, v in record.items() if k != "checksum"}, sort_keys=True).encode()).hex()
+
+
+def table(records: list[dict]) -> tuple[list[str], list[dict]]:
+    """(columns, rows): parameters, status, seconds, metrics, error, notebook. A name that is taken gets a `_`."""
+    rows = [_row(record) for record in records]
+    last = list(rows[0])[-2:] if rows else []
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in last))
+    return [*columns, *last], rows
+
+
+def _row(record: dict) -> dict:
+    row = {name: "None" if value is None else value for name, value in record["parameters"].items()}
+    fixed = {name: record[name] for name in ("status", "seconds", "error", "notebook")}
+    fixed = {_free(name, row): round(value, 2) if name == "seconds" else value for name, value in fixed.items()}
+    first, last = list(fixed)[:2], list(fixed)[2:]
+    row.update({name: fixed[name] for name in first})
+    row.update({_free(name, {**row, **fixed}): value for name, value in record["metrics"].items()})
+    return {**row, **{name: fixed[name] for name in last}}
+
+
+def _free(name: str, taken: dict) -> str:
+    return name if name not in taken else _free(f"{name}_", taken)
