@@ -1,0 +1,143 @@
+"""The QAT doctor: is quantization on, is it sound, and if not, what helps?
+
+    import qatlib
+    qatlib.diagnose(model, x)                      # in a notebook: a table, a verdict, remedies, lessons
+    python -m qatlib.doctor runs/final.pth         # the same for a checkpoint
+
+`measure` collects facts of every layer, `rules` judges them, this module puts both into a `Diagnosis`.
+"""
+
+import html
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qatlib.ai8x import device
+from qatlib.doctor.measure import Layer, measure
+from qatlib.doctor.rules import LESSONS, Case, Finding, findings
+
+__all__ = ["Diagnosis", "Finding", "Layer", "diagnose"]
+
+
+@dataclass
+class Diagnosis:
+    """`layers`: one row of facts each; `findings`: problems first, then notes; shown as a table with a plain verdict."""
+
+    layers: list[Layer]
+    findings: list[Finding]
+    measured: bool  # with an input; else from the parameters alone
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.problem]
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        notes = len(self.findings) - len(self.problems)
+        extra = f" ({notes} note{'s' if notes > 1 else ''})" if notes else ""
+        scope = "" if self.measured else ", as far as parameters tell (no input was given)"
+        if self.healthy:
+            return f"healthy{scope}{extra}"
+        names = ", ".join(dict.fromkeys(finding.name for finding in self.problems))
+        return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}: {names}{extra}"
+
+    def found(self, name: str) -> bool:
+        """Is there a problem called `name`, such as 'input range'?"""
+        return any(finding.name == name for finding in self.problems)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table as text: one dict of column name to cell for each layer."""
+        return [_cells(layer) for layer in self.layers]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        names = list(rows[0])
+        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
+                 for line in [names, *([row[name] for name in names] for row in rows)]]  # fmt: skip
+        return "\n".join([*lines, "", f"Verdict: {self.verdict}.", *(f"- {line}" for line in _lines(self.findings))])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>' for name in rows[0])
+        body = "".join("<tr>" + "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row.values()) + "</tr>"
+                       for row in rows)  # fmt: skip
+        colour, mark = ("#0072B2", "&#10003;") if self.healthy else ("#D55E00", "&#10007;")
+        verdict = f"<b>{mark} {html.escape(self.verdict)}</b>"
+        said = "".join(f"<li>{html.escape(line)}</li>" for line in _lines(self.findings))
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f'<p style="border-left:5px solid {colour};padding-left:8px">{verdict}</p><ul>{said}</ul>'
+        )
+
+
+def _lines(found: list[Finding]) -> list[str]:
+    """One sentence for each kind of finding; the layers that share it are named together, with the first one's numbers."""
+    kinds = {}
+    for finding in found:
+        kinds.setdefault((finding.name, finding.problem, finding.remedy), []).append(finding)
+    return [_sentence(alike) for alike in kinds.values()]
+
+
+def _sentence(alike: list[Finding]) -> str:
+    first = alike[0]
+    kind = "" if first.problem else "note, "
+    layers = ", ".join(dict.fromkeys(finding.layer for finding in alike if finding.layer))
+    where = f" [{layers}]" if layers else ""
+    others = f" (in {first.layer or 'the losses'}; alike in the others)" if len(alike) > 1 else ""
+    return f"{kind}{first.name}{where}: {first.text}{others}. Remedy: {first.remedy}. Lesson {LESSONS[first.lesson]}."
+
+
+def _cells(row: Layer) -> dict[str, str]:
+    def share(value):
+        return "-" if value is None else f"{value:.1%}"
+
+    weights = row.weight_codes is not None
+    return {
+        "layer": row.name,
+        "QAT": ("clamp on" if row.clamped else "no clamp") if row.kind == "sum" else "on" if row.on else "off",
+        "bits": str(row.bits) if row.bits else "-",
+        "off grid": share(row.off_grid),
+        "saturated": share(row.saturated),
+        "levels": "-" if row.levels is None else str(row.levels),
+        "weight codes": f"{row.weight_codes}/{2**row.bits}" if weights else "-",
+        "range used": "-" if row.range_used is None or row.integers else f"{row.range_used:.0%}",
+        "shift": "-" if row.shift is None or row.integers else f"{int(row.shift):+d}",
+        "threshold": f"{row.threshold:g}",
+        "batch norm": "left" if row.batch_norm else "-",
+        "dead channels": "-" if row.dead is None else f"{row.dead}/{row.channels}",
+        "output": "wide" if row.wide else "8 bit" if row.on or row.clamped else "float",
+    }
+
+
+def diagnose(model: nn.Module, x: torch.Tensor | None = None, history=None) -> Diagnosis:
+    """Examine a network of ai8x layers in training mode (`simulate=False`).
+
+    `x`: a batch of inputs, real values as the network is meant to get them; without it only parameters are judged.
+    `history`: losses, or dicts with "loss", of the training so far, for the learning rate. Nothing is changed.
+    Raises TypeError for other things than modules and tensors, ValueError where no ai8x layer is found, where the device
+    simulates, or where the network cannot run on `x`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}; give a torch module (for files: python -m qatlib.doctor FILE)")
+    if x is not None and not isinstance(x, torch.Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; give a float32 tensor, a batch of inputs")
+    if device.current().simulate:
+        raise ValueError("the device simulates the chip; call ai8x.set_device(85, simulate=False) before diagnosing")
+    try:
+        rows, output = measure(model, x)
+    except RuntimeError as problem:
+        shape = tuple(x.shape) if x is not None else ()
+        raise ValueError(f"the network cannot run on x of shape {shape}: {str(problem).splitlines()[0]}") from problem
+    if not any(row.kind == "layer" for row in rows):
+        raise ValueError("this network has no ai8x layer with weights; build it from qatlib.ai8x layers")
+    losses = [float(row["loss"] if isinstance(row, dict) else row) for row in history or []]
+    case = Case(rows, x, output if isinstance(output, torch.Tensor) else None, callable(getattr(model, "head_gain", None)), losses)
+    return Diagnosis(rows, findings(case), x is not None)

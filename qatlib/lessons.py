@@ -1,0 +1,123 @@
+"""The twelve lessons: what each gives, what it needs, how long it takes.  `python -m qatlib.lessons` measures the running times.
+
+Minutes for a reader are an estimate (reading, predicting, exercises). Seconds to run are measured and kept in
+data/lesson_seconds.json with the computer they were measured on; a lesson that was never measured has none.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qatlib.files import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = ROOT / "data" / "lesson_seconds.json"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`number` as in the file name, `needs`: numbers of the lessons before it, `minutes`: a reader's time, estimated."""
+
+    number: str
+    name: str
+    title: str
+    gives: str
+    needs: tuple[str, ...]
+    minutes: int
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "notebooks" / f"{self.number}_{self.name}.ipynb"
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+
+LESSONS = (
+    Lesson("00", "start_here", "Start here", "the map, a set-up that works", (), 10),
+    Lesson("01", "numbers_and_quantizers", "Numbers and quantizers", "codes, scales, rounding, clipping", ("00",), 30),
+    Lesson("02", "straight_through", "The straight-through estimator", "gradients through rounding", ("01",), 25),
+    Lesson("03", "ai8x_layers", "Inside an ai8x layer", "shifts, thresholds, how QAT is switched on", ("02",), 30),
+    Lesson("04", "traditional_ptq_qat", "Traditional, PTQ, QAT", "when QAT pays, with numbers", ("03",), 25),
+    Lesson("05", "train_pose_tiny", "Train the tiny pose network", "your own trained network", ("04",), 20),
+    Lesson("06", "inspect_parameters", "Inspect parameters", "the doctor: is QAT on, is it sound?", ("05",), 25),
+    Lesson("07", "export_int8", "Export to int8", "integers, ONNX, C and the chip, bit for bit", ("05",), 30),
+    Lesson("08", "distillation", "Distillation", "a smaller network from a bigger one", ("05",), 25),
+    Lesson("09", "sweep", "Sweeps", "many runs, mixed bits, the Pareto front", ("05",), 25),
+    Lesson("10", "claims", "The claims page", "what to believe of a QAT text", ("04",), 30),
+    Lesson("11", "break_it", "Break it", "ten bugs found and fixed", ("06", "07"), 40),
+)
+
+
+def seconds() -> dict[str, float]:
+    """number -> measured seconds to run the lesson, without those that were not measured."""
+    return json.loads(SECONDS.read_text())["seconds"] if SECONDS.is_file() else {}
+
+
+def rows() -> list[dict]:
+    """One table row a lesson, with a reader's minutes and the seconds its cells run."""
+    measured = seconds()
+    return [
+        {
+            "lesson": f"{lesson.number} {lesson.title}",
+            "you get": lesson.gives,
+            "after": ", ".join(lesson.needs) or "-",
+            "your minutes": lesson.minutes,
+            "its cells run": f"{measured[lesson.number]:.0f} s" if lesson.number in measured else "not measured",
+        }
+        for lesson in LESSONS
+    ]
+
+
+def execute(lesson: Lesson) -> float:
+    """Seconds that all cells of `lesson` take in a fresh kernel, its start included. Nothing is stored."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(lesson.path, as_version=4)
+    began = time.perf_counter()
+    folder = {"metadata": {"path": str(lesson.path.parent)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=folder).execute()
+    return time.perf_counter() - began
+
+
+def measure(numbers: list[str]) -> dict[str, float]:
+    """Run the lessons with these numbers (none: all that exist) and store their seconds. Raises ValueError for another number."""
+    known = {lesson.number: lesson for lesson in LESSONS if lesson.exists}
+    if unknown := [number for number in numbers if number not in known]:
+        raise ValueError(f"there is no lesson {unknown[0]!r}; there are {', '.join(known)}")
+    fresh = {}
+    for number in numbers or known:
+        fresh[number] = round(execute(known[number]), 1)
+        print(f"{number} {known[number].title}: {fresh[number]:.0f} s", flush=True)
+        keep(fresh)
+    return fresh
+
+
+def keep(fresh: dict[str, float]) -> None:
+    """Store the seconds of some lessons, and what computer this is; those of the others stay."""
+    computer = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+    content = {"computer": computer, "seconds": seconds() | {number: round(value, 1) for number, value in fresh.items()}}
+    write_atomic(SECONDS, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m qatlib.lessons", description=__doc__.splitlines()[0])
+    parser.add_argument("numbers", nargs="*", help="lessons to measure, such as 01 02; none: all")
+    try:
+        fresh = measure(parser.parse_args(arguments).numbers)
+    except (ValueError, OSError) as problem:
+        print(f"lessons: {problem}", file=sys.stderr)
+        return 2
+    print(f"{len(fresh)} lessons measured in {sum(fresh.values()):.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The ways from a float network to integers, drawn from the network itself: shapes, bits, ranges and gradients are measured."""
+
+from qatlib.viz.base import MARKERS, PALETTE, drawing, figure
+from qatlib.viz.svg import Plot
+
+__all__ = ["layer_bits", "maxima", "quantized_chain", "spread", "traditional", "two_ways"]
+_LOOK = {"float": ("#ffffff", "-"), "quantized": ("#fdf0d5", "-"), "weights": ("#e3f1fb", "--")}
+
+
+def _canvas(columns: int, rows: int, height: float):
+    fig, axis = figure(width=10.5, height=height)
+    axis.set(xlim=(-0.55, columns - 0.45), ylim=(-0.6, rows - 0.4))
+    axis.axis("off")
+    return fig, axis
+
+
+def _box(axis, x, y, text, kind="float", width=0.72, height=0.62):
+    colour, line = _LOOK[kind]
+    axis.text(x, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.4)
+    from matplotlib.patches import FancyBboxPatch
+
+    style = {"boxstyle": "round,pad=0.03", "facecolor": colour, "edgecolor": "black", "linestyle": line, "linewidth": 1}
+    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
+
+
+def _arrow(axis, start, end, text="", colour="black", line="-"):
+    axis.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": colour, "linestyle": line, "linewidth": 1.4})
+    if text:
+        axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.4, text, fontsize=7, ha="center", color=colour)
+
+
+def _chain(axis, y, seen: dict, texts: dict, kind: str, labels: dict):
+    """Input, one box a layer, output; labels: what travels on the arrow behind each."""
+    _box(axis, 0, y, "input\n48x16x16")
+    _arrow(axis, (0.4, y), (0.62, y), labels["input"])
+    for i, name in enumerate(seen, 1):
+        _box(axis, i, y, texts[name], kind)
+        _arrow(axis, (i + 0.4, y), (i + 0.62, y), labels[name])
+    _box(axis, len(seen) + 1, y, "heat maps\n14x16x16")
+
+
+def _shape(y) -> str:
+    return "x".join(map(str, y.shape[1:]))
+
+
+@drawing
+def traditional(seen: dict):
+    """The float network: every layer with its output's shape and largest value; `seen` from `ptq.outputs`. (figure, sentence)."""
+    fig, axis = _canvas(len(seen) + 2, 1, 1.7)
+    largest = {name: y.abs().max().item() for name, y in seen.items()}
+    labels = {"input": "to 1"} | {name: f"to {value:.3g}" for name, value in largest.items()}
+    _chain(axis, 0, seen, {name: f"{name}\nFP32\n{_shape(y)}" for name, y in seen.items()}, "float", labels)
+    axis.set_title("Traditional: everything in FP32; on the arrows the largest absolute value measured")
+    beyond = [name for name, value in largest.items() if value > 1]
+    top = max(largest, key=largest.get)
+    return fig, (
+        f"The float network, {len(seen)} layers: {len(beyond)} of their outputs leave the range -1 to 1; the largest value, "
+        f"{largest[top]:.3g}, leaves {top}."
+    )
+
+
+@drawing
+def quantized_chain(seen: dict, bits: dict, limits: dict, gradients: dict):
+    """The network in QAT: codes in the boxes, 8-bit ranges on the arrows, gradients to the float weights. (figure, sentence)."""
+    fig, axis = _canvas(len(seen) + 2, 2, 3.0)
+    codes = {name: f"{name}\n{b}-bit codes\n{-(1 << b - 1)}..{(1 << b - 1) - 1}" for name, b in bits.items()}
+    labels = {"input": "8 bit"} | {name: f"±{limits[name]:g}" for name in seen}
+    labels[list(seen)[-1]] = "32 bit"
+    _chain(axis, 1, seen, codes, "quantized", labels)
+    for i, name in enumerate(seen, 1):
+        _box(axis, i, 0, f"weights\nFP32\ngrad. {gradients[name]:.2g}", "weights")
+        _arrow(axis, (i - 0.12, 0.35), (i - 0.12, 0.65), colour=PALETTE["blue"])
+        _arrow(axis, (i + 0.12, 0.65), (i + 0.12, 0.35), colour=PALETTE["red"], line="--")
+    axis.text(0, 0, "forward: quantize\nbackward (dashed):\nstraight through", fontsize=7.5, ha="center", va="center")
+    axis.set_title("QAT: forward through codes, gradients straight through to the FP32 weights")
+    return fig, (
+        f"QAT with {', '.join(f'{name} {b}' for name, b in bits.items())} bits; gradients reach the float weights of all "
+        f"{len(gradients)} layers, with norms from {min(gradients.values()):.2g} to {max(gradients.values()):.2g}."
+    )
+
+
+@drawing
+def two_ways(fp32: float, longer: float, ptq: float, qat: float, bits: int, pictures: int):
+    """PTQ and QAT from one float network, PCK in every box. Returns (figure, sentence)."""
+    fig, axis = _canvas(4, 2, 2.4)
+    ends = [(f"{name}\nPCK {pck:.3f}", "quantized") for name, pck in (("PTQ", ptq), ("QAT", qat))]
+    upper = [(f"float, trained on\nPCK {longer:.3f}", "float"), ("calibrate,\nquantize", "quantized"), ends[0]]
+    lower = [("start QAT,\nweights stay FP32", "weights"), ("train on\nwith rounding", "quantized"), ends[1]]
+    for y, boxes in ((1, upper), (0, lower)):
+        for x, (text, kind) in enumerate(boxes, 1):
+            _box(axis, x, y, text, kind)
+            if x > 1:
+                _arrow(axis, (x - 0.58, y), (x - 0.4, y))
+    _box(axis, 0, 0.5, f"train FP32\nPCK {fp32:.3f}")
+    _arrow(axis, (0.4, 0.6), (0.6, 1.0))
+    _arrow(axis, (0.4, 0.4), (0.6, 0.0))
+    axis.set_title(f"PTQ above, QAT below: {bits}-bit weights, the same {pictures:,} further pictures for both")
+    ahead = "QAT" if qat > ptq else "PTQ" if ptq > qat else "neither"
+    return fig, (
+        f"From a float network with PCK {fp32:.3f}: trained on in float {longer:.3f}, then PTQ at {bits} bits {ptq:.3f}; "
+        f"QAT {qat:.3f}. Ahead: {ahead}, by {abs(qat - ptq):.3f}."
+    )
+
+
+@drawing
+def maxima(seen: dict, limits: dict):
+    """Largest output of each layer beside +-1 and beside the range calibration chose. Returns (figure, sentence)."""
+    fig, axis = figure(height=2.7)
+    values = {name: y.abs().max().item() for name, y in seen.items()}
+    lost = {name: (y.abs() > 1).float().mean().item() for name, y in seen.items()}
+    x = range(len(values))
+    drawn = axis.bar(x, list(values.values()), 0.6, color=PALETTE["sky"], label="largest value")
+    axis.bar_label(drawn, [f"{v:.3g}" for v in values.values()], fontsize=8)
+    axis.plot(x, [limits[name] for name in values], "D", color=PALETTE["orange"], markeredgecolor="black", label="calibrated range")
+    axis.axhline(1, color=PALETTE["red"], linestyle="--", label="range without calibration")
+    axis.set_yscale("log", base=2)
+    axis.set_xticks(x, list(values))
+    axis.set(ylabel="absolute value", title="What each layer needs")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    worst = max(lost, key=lost.get)
+    return fig, (
+        f"Largest outputs lie between {min(values.values()):.3g} and {max(values.values()):.3g}, the range without calibration "
+        f"ends at 1; {worst} loses most: {lost[worst]:.0%} of its values lie outside."
+    )
+
+
+@drawing
+def spread(rows: list[dict]):
+    """PCK lost against FP32, by bits and version, one mark a run; `rows` from `ptq.stored_rows`. Returns (figure, sentence)."""
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    widths = sorted({row["bits"] for row in rows}, reverse=True)
+    fig, axis = figure(width=8.4, height=3.0)
+    for k, (version, colour) in enumerate((("naive", "black"), ("ptq", "sky"), ("qat", "orange"))):
+        for j, run in enumerate(runs):
+            mine = [row for row in rows if row["run"] == run]
+            places = [widths.index(row["bits"]) + (k - 1) * 0.24 + (j - len(runs) / 2) * 0.03 for row in mine]
+            share = [row[version] / row["fp32"] for row in mine]
+            axis.plot(places, share, MARKERS[j], color=PALETTE[colour], markersize=6, label=run if k == 2 else None)
+    axis.axhline(1, color="black", linewidth=1, linestyle=":")
+    axis.set_xticks(range(len(widths)), [f"{b} bits\nnaive | PTQ | QAT" for b in widths])
+    axis.set(ylabel="PCK as share of FP32", title="black: naive, sky: calibrated PTQ, orange: QAT", ylim=(0, 1.1))
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    said = []
+    for b in widths:
+        some = [row for row in rows if row["bits"] == b]
+        mean = {v: sum(row[v] / row["fp32"] for row in some) / len(some) for v in ("naive", "ptq", "qat")}
+        said.append(f"{b} bits: naive {mean['naive']:.0%}, PTQ {mean['ptq']:.0%}, QAT {mean['qat']:.0%}")
+    return fig, f"Share of the float network's PCK that is kept, mean of {len(runs)} stored runs: {'; '.join(said)}."
+
+
+def layer_bits(rows: list[dict], layer: str, bits: int):
+    """One row of `ptq.sensitivity` for a slider: bytes of each layer, PCK, and the chip's verdict. Returns (svg, sentence)."""
+    row = next(row for row in rows if row["layer"] == layer and row["bits"] == bits)
+    eight = next(r for r in rows if r["layer"] == layer and r["bits"] == 8)
+    sizes, largest = row["sizes"], max(eight["sizes"].values()) / 1000
+    title = f"{layer} at {bits} bits, all others at 8"
+    plot = Plot((0, len(sizes)), (0, 1.1 * largest), title, "layer, in order", "kB of weights", width=640, x_ticks=())
+    for i, (name, size) in enumerate(sizes.items()):
+        plot.bars([i + 0.15, i + 0.85], [size / 1000], "orange" if name == layer else "sky")
+        plot.text(i + 0.5, size / 1000 + 0.02 * largest, f"{name} {size / 1000:.1f}", anchor="middle")
+    verdict = "fits" if row["fits"] else "does not fit"
+    return str(plot), (
+        f"{layer} at {bits} bits: PCK {row['pck']:.3f} without training ({row['pck'] - eight['pck']:+.3f}), {row['bytes']:,} bytes "
+        f"of weights ({row['bytes'] - eight['bytes']:+,}), {row['words']:,} words on the fullest processor; it {verdict} the chip."
+    )
