@@ -1,0 +1,419 @@
+"""What is refused, and how: one row a case. Public functions raise the documented error, with the value and the remedy; command
+lines print one sentence on standard error and exit with 2. Nothing shows a bare traceback, and no file's code is executed.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import qatlib
+from qatlib import ai8x, compare, export, files, integer, reference
+from qatlib import quantizers as q
+from qatlib import train_pose_tiny as recipe
+from qatlib.ai8x.policy import load_policy
+from qatlib.compact import CompactModel, pack, unpack
+from qatlib.doctor.__main__ import examine
+from qatlib.pose import data, evaluate, figures, lsp, metrics
+from qatlib.pose.model import PoseTiny
+from qatlib.sweep import grid
+from qatlib.sweep.driver import run as sweep
+
+NAN, INF, HUGE = float("nan"), float("inf"), 10**400
+X = torch.tensor([0.5, -1.0])
+PICTURES = np.zeros((2, 64, 64, 3), np.uint8)
+PLACES, SEEN = np.zeros((2, 14, 2)), np.ones((2, 14), bool)
+NET = PoseTiny()
+BAD = {"weight_bits": 3}
+
+
+def poses(**changes):
+    arrays = {"images": PICTURES, "joints": PLACES.astype(np.float32), "labelled": SEEN, "visible": SEEN}
+    return data.PoseSet(**{**arrays, **changes})
+
+
+def batch(*shape, fill=0.0):
+    return [(torch.full(shape, fill),)]
+
+
+# ---- public functions: (call, error, words of its message) ------------------------------------------------------------
+
+CALLS = [
+    # quantizers
+    (lambda: q.IntRange(0), ValueError, "bit_width is 0; choose"),
+    (lambda: q.IntRange(8.0), ValueError, "bit_width is 8.0; choose"),
+    (lambda: q.IntRange(True), ValueError, "bit_width is True; choose"),
+    (lambda: q.quantize(X, 0), ValueError, "scale is 0.0; every scale must be finite and above 0"),
+    (lambda: q.quantize(X, NAN), ValueError, "scale is nan"),
+    (lambda: q.quantize(X, -INF), ValueError, "scale is -inf"),
+    (lambda: q.quantize(X, "a"), TypeError, "scale is 'a'; give a number above 0"),
+    (lambda: q.quantize([0.5], 1.0), TypeError, "x is a list; give a real torch tensor"),
+    (lambda: q.quantize(np.zeros(3), 1.0), TypeError, "x is a float64; give a real torch tensor"),
+    (lambda: q.quantize(torch.tensor([NAN]), 1.0), ValueError, "x holds NaN or infinite values; find the layer"),
+    (lambda: q.quantize(X, torch.ones(3)), ValueError, r"scale has shape \(3,\), x \(2,\); give one scale"),
+    (lambda: q.quantize(X, 1.0, 0.5), ValueError, "zero_point is 0.5; it is an integer code"),
+    (lambda: q.quantize(X, 1.0, HUGE), ValueError, "zero_point is 10+; it is an integer code"),
+    (lambda: q.fake_quantize(torch.tensor([INF]), 1.0), ValueError, "x holds NaN or infinite"),
+    (lambda: q.dequantize("a", 1.0), TypeError, "q is a str"),
+    (lambda: q.symmetric_scale(torch.zeros(0)), ValueError, r"x of shape \(0,\) is empty"),
+    (lambda: q.symmetric_scale(X, 8, 5), ValueError, "dim is 5, but x has 1"),
+    (lambda: q.affine_params(3, 1), ValueError, "x_min 3.0 is above x_max 1.0; swap"),
+    (lambda: q.affine_params(-INF, 1), ValueError, "x_min -inf and x_max 1.0 must be finite"),
+    # the chip and its layers
+    (lambda: ai8x.set_device(84), ValueError, r"device 84 is not supported; use 85"),
+    (lambda: ai8x.fold(3)(torch.zeros(3, 64, 64)), ValueError, "64x64 pixels cannot be folded by 3x3; crop or pad"),
+    (lambda: ai8x.fold(0), ValueError, "fold_ratio is 0; give a whole number"),
+    (lambda: ai8x.Conv2d(3, 4, 5), ValueError, r"kernel_size=\(5, 5\) does not exist on the chip; use 1 or 3"),
+    (lambda: ai8x.Conv2d(3, -4, 3), ValueError, "-4 is no count; use whole numbers above 0"),
+    (lambda: ai8x.Conv2d(3, 4, 3, activation="GELU"), ValueError, "activation='GELU' is unknown; choose one of"),
+    (lambda: ai8x.Linear(5000, 4), ValueError, r"in_features=5000 is not in 1..1024; pool"),
+    (lambda: ai8x.Conv2d(3, 4, 3, weight_bits=3, bias_bits=3, quantize_activation=True), ValueError, "weight_bits=3.*use bits"),
+    # policies and the way to QAT
+    (lambda: load_policy(None), TypeError, "of type NoneType; give a dict or the path"),
+    (lambda: load_policy("/no/policy.yaml"), FileNotFoundError, "no QAT policy file /no/policy.yaml; write one"),
+    (lambda: load_policy(BAD), ValueError, "is 3; choose 1, 2, 4 or 8"),
+    (lambda: load_policy({"weight_bits": HUGE}), ValueError, "choose 1, 2, 4 or 8"),
+    (lambda: load_policy({"weight_bits": 8, "start_epoch": INF}), ValueError, "start_epoch of .* is inf; choose"),
+    (lambda: load_policy({"weight_bits": 8, "outlier_removal_z_score": HUGE}), ValueError, "z_score of .*; choose"),
+    (lambda: ai8x.initiate_qat(NET, BAD), ValueError, "is 3; choose"),
+    (lambda: ai8x.pre_qat(NET, [], {"weight_bits": 8}), ValueError, "train_loader gave no batch; give it data"),
+    (lambda: ai8x.pre_qat(NET, ["a"], {"weight_bits": 8}), TypeError, "train_loader gave a str; it must give tensors"),
+    (lambda: ai8x.pre_qat(NET, batch(2, 3, 16, 16), {"weight_bits": 8}), ValueError, r"batch of shape \(2, 3, 16, 16\)"),
+    (lambda: ai8x.pre_qat(NET, batch(2, 48, 16, 16, fill=NAN), {"weight_bits": 8}), ValueError, "conv1: the output holds NaN"),
+    (lambda: evaluate.naive_rounding(NET, 3), ValueError, "is 3; choose"),
+    (lambda: ai8x.fit(None), TypeError, "the model is a NoneType; give a torch network"),
+    (lambda: ai8x.fit(NET, device=84), ValueError, "device 84 is not supported; use 85"),
+    (lambda: ai8x.fit(NET, (4, 16, 16)), ValueError, r"does not accept inputs of shape \(4, 16, 16\)"),
+    (lambda: ai8x.fit(NET, 5), TypeError, r"input_shape is 5; give \(C, H, W\)"),
+    (lambda: qatlib.diagnose(None, None), TypeError, "the model is a NoneType; give a torch module"),
+    (lambda: qatlib.diagnose(NET, torch.zeros(1, 3, 4, 4)), ValueError, r"cannot run on x of shape \(1, 3, 4, 4\)"),
+    # compact model and export
+    (lambda: pack(np.array([9]), 4), ValueError, r"codes from 9 to 9 do not fit 4 bits .*; quantize them first"),
+    (lambda: pack(np.array([0.5]), 8), TypeError, "codes are float64; give a NumPy array of integers"),
+    (lambda: pack(np.array([1]), 3), ValueError, "bits is 3; weights have 1, 2, 4 or 8"),
+    (lambda: unpack(np.zeros(1, np.uint8), 4, (9,)), ValueError, r"stored as uint8 \(5,\), not as uint8 \(1,\)"),
+    (lambda: CompactModel(None, {}), ValueError, "the graph is incomplete .*; export the model again"),
+    (lambda: CompactModel.from_state_dict({"graph": 3, "checksum": 4}), ValueError, "graph is a int, not a NumPy array"),
+    (lambda: CompactModel.load("/no/model_8bit.pth"), FileNotFoundError, "no file /no/model_8bit.pth; export it"),
+    (lambda: integer.Integer("/no/model_8bit.pth"), FileNotFoundError, "no file /no/model_8bit.pth"),
+    (lambda: export.quantize_model("a"), TypeError, "the model is a str; give a torch network"),
+    (lambda: export.quantize_model(NET, 3), ValueError, "bit_width is 3; use 1, 2, 4 or 8"),
+    (lambda: export.quantize_model(NET), ValueError, "conv1: its batch normalisation is not fused; call fuse_bn_layers"),
+    (lambda: export.quantize_checkpoint([1]), TypeError, r"is a list; give model.state_dict\(\)"),
+    (lambda: export.quantize_checkpoint(NET.state_dict()), ValueError, r"conv1: QAT was never on .*; call initiate_qat"),
+    (lambda: export.quantize_checkpoint({"epoch": 3}), ValueError, "epoch is a int, not a tensor; give"),
+    (lambda: export.compact_from_checkpoint(NET, {}), ValueError, "conv1: the checkpoint has no such layer; give"),
+    (lambda: export.export_onnx(None, "a.onnx"), TypeError, "a NoneType cannot be exported; give"),
+    (lambda: export.export_c(None, "a"), TypeError, "a NoneType cannot be exported; give"),
+    (lambda: export.export_max78000(None, None, "a"), TypeError, "a NoneType cannot be exported; give"),
+    (lambda: export.check_folder("/no"), FileNotFoundError, r"no model_8bit.pth in /no; write the folder with"),
+    (lambda: export.check_folder("/no", 0), ValueError, "n is 0; compare at least one"),
+    # pictures and metrics
+    (lambda: figures.draw(0, 0), ValueError, "n = 0 is outside 1.*; choose"),
+    (lambda: figures.draw("a", 0), TypeError, "n must be an integer, not 'a'"),
+    (lambda: figures.draw(HUGE, 0), ValueError, "is outside 1.*; choose"),
+    (lambda: figures.cached(1, 0, "all"), ValueError, "split 'all' is unknown; choose"),
+    (lambda: data.load("cats", "train"), ValueError, "data 'cats' is unknown; use 'figures'"),
+    (lambda: data.load("figures", "test", -1), ValueError, "n = -1 pictures cannot be loaded; give"),
+    (lambda: data.load("figures", "test", 1, 1.5), ValueError, "seed = 1.5 must be an integer"),
+    (lambda: lsp.read("/no", "train"), FileNotFoundError, "there is no folder /no; give the folder"),
+    (lambda: data.to_codes(PICTURES.astype(float)), TypeError, "images must be a NumPy array of uint8, not float64"),
+    (lambda: data.to_codes(PICTURES[:, :32]), ValueError, r"images has shape \(2, 32, 64, 3\); expected"),
+    (lambda: poses(joints=np.full((2, 14, 2), NAN, np.float32)), ValueError, "joints holds NaN or infinity; write 0"),
+    (lambda: poses(labelled=SEEN[:1]), ValueError, r"labelled has shape \(1, 14\); expected \(2, 14\)"),
+    (lambda: metrics.pck(PLACES, PLACES, SEEN, "a"), ValueError, "alpha = 'a' is not a tolerance; give"),
+    (lambda: metrics.pck(PLACES + NAN, PLACES, SEEN), ValueError, "pred holds NaN or infinity at a labelled joint; predict"),
+    (lambda: metrics.pckh(PLACES, PLACES, ~SEEN), ValueError, "none of the 2 pictures has a labelled head.*use pixel_error"),
+    (lambda: evaluate.predict(NET, PICTURES[:0]), ValueError, "0 images in batches of 250; give"),
+    (lambda: evaluate.predict(NET, PICTURES, 0), ValueError, "in batches of 0; give"),
+    # training
+    (lambda: recipe.configure("huge"), ValueError, "preset 'huge' is unknown; choose"),
+    (lambda: recipe.configure(bits=8), ValueError, "setting 'bits' is unknown; the settings are"),
+    (lambda: recipe.configure(weight_bits="8"), ValueError, "weight_bits is '8'; choose"),
+    (lambda: recipe.configure(weight_bits=True), ValueError, "weight_bits is True; choose"),
+    (lambda: recipe.configure(epochs=-1), ValueError, "epochs is -1; it must be a whole number"),
+    (lambda: recipe.configure(start_epoch=99), ValueError, r"start_epoch is 99; it must be in 0..epochs"),
+    (lambda: recipe.configure(seed=HUGE), ValueError, "seed is 10+; it must be a whole number"),
+    (lambda: recipe.configure(learning_rate=NAN), ValueError, "learning_rate is nan; it must be a number above 0"),
+    (lambda: recipe.configure(overrides={"conv1": BAD}), ValueError, "override 'conv1' .* is 3; choose"),
+    (lambda: recipe.train(recipe.configure(overrides={"conv9": {}})), ValueError, "overrides 'conv9', .* did you mean 'conv"),
+    (lambda: recipe.train(recipe.configure("smoke"), resume=True), ValueError, "resume=True needs out"),
+    (lambda: recipe.model_from({"a": X}), ValueError, "the state dict is not PoseTiny's; give a checkpoint"),
+    (lambda: recipe.load_model("/no.pth"), FileNotFoundError, r"no checkpoint at /no.pth; train first"),
+    (lambda: compare.compare("/no"), FileNotFoundError, r"no checkpoint at /no/float.pth; train first"),
+    (lambda: reference.chosen(["accuracy"]), ValueError, "no number is called 'accuracy'; the groups are"),
+    (lambda: files.write_atomic("/proc/no/file", b""), OSError, "cannot write /proc/no/file: .*choose another folder"),
+    # sweeps
+    (lambda: grid.parse_grid(["../a=1"]), ValueError, r"grid entry '../a=1' is not NAME=VALUES; write"),
+    (lambda: grid.check_grid({"a": [NAN]}), ValueError, "grid entry 'a' holds nan, .*; leave it out"),
+    (lambda: sweep("/no.ipynb", {"a": [1]}, "/tmp/no"), FileNotFoundError, r"no notebook at /no.ipynb; give"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_functions_raise_the_documented_error(number):
+    call, error, words = CALLS[number]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(error, match=words) as raised:
+            call()
+    assert raised.type is error or error is OSError
+    assert 20 < len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
+
+
+def test_there_are_enough_cases():
+    assert len(CALLS) >= 60 and len(COMMANDS) >= 30
+
+
+# ---- hostile files ----------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """An object whose pickle asks the reader to call `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.parts = (function, arguments)
+
+    def __reduce__(self):
+        return self.parts
+
+
+def poisoned(path, canary, how: str):
+    """A file that would create `canary` if anything in it were executed."""
+    call = Call(os.system, f"touch {canary}") if how != "eval" else Call(eval, f"open({str(canary)!r}, 'w').close()")
+    content = {"epoch": 1, "config": {}, "state_dict": {"conv1.op.weight": call}, "graph": call, "checksum": call}
+    if how == "legacy":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    return path
+
+
+def export_folder(path):
+    folder = path.parent / "exported"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(path, folder / "model_8bit.pth")
+    return export.check_folder(folder, 1)
+
+
+READERS = {
+    "CompactModel.load": CompactModel.load, "load_compact": export.load_compact, "Integer": integer.Integer, "examine": examine,
+    "read_checkpoint": recipe.read_checkpoint, "load_model": recipe.load_model, "check_folder": export_folder,
+    "export_onnx": lambda path: export.export_onnx(path, path.with_suffix(".onnx")),
+    "export_c": lambda path: export.export_c(path, path.parent / "c"),
+    "export_all": lambda path: export.export_all(path, path.parent / "all"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["zip", "eval", "legacy", "pickle"])
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_executes_a_file(tmp_path, reader, how):
+    canary = tmp_path / "canary"
+    path = poisoned(tmp_path / "model.pth", canary, how)
+    with pytest.raises(ValueError, match="model(_8bit)?.pth"):
+        READERS[reader](path)
+    assert not canary.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["model.pth"], ["exported", "model.pth"]), "something was half-written"
+
+
+@pytest.mark.parametrize("how", ["zip", "eval", "legacy", "pickle"])
+def test_the_same_files_do_run_when_nothing_guards_them(tmp_path, how):
+    path = poisoned(tmp_path / "model.pth", tmp_path / "canary", how)
+    if how == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert (tmp_path / "canary").exists()
+
+
+def test_a_poisoned_checkpoint_is_not_resumed(tmp_path):
+    poisoned(tmp_path / "checkpoint.pth", tmp_path / "canary", "zip")
+    with pytest.raises(ValueError, match="checkpoint.pth"):
+        recipe.train(recipe.configure("smoke", n_train=8, n_test=8), tmp_path, resume=True, progress=False)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_poisoned_picture_cache_is_drawn_again(tmp_path, capsys):
+    figures.cached(2, 0, "test", tmp_path, 1, False)
+    (stored,) = tmp_path.glob("*.npz")
+    good = stored.read_bytes()
+    objects = np.array([Call(os.system, f"touch {tmp_path / 'canary'}")], dtype=object)
+    with open(stored, "wb") as file:
+        np.savez(file, images=objects, joints=objects, labelled=objects, visible=objects)
+    people = figures.cached(2, 0, "test", tmp_path, 1, False)
+    assert people.images.shape == (2, 64, 64, 3) and stored.read_bytes() == good
+    assert "is damaged" in capsys.readouterr().out and not (tmp_path / "canary").exists()
+
+
+# ---- names that try to leave their folder -----------------------------------------------------------------------------
+
+TRICKS = ["../../etc/passwd", "/etc/passwd", "a/b", "..", ".", "~", "$(touch x)", "a\0b", "a\nb", "c" * 5000, "\u202eevil", "-rf"]
+
+
+@pytest.mark.parametrize("value", TRICKS)
+def test_parameters_of_a_sweep_never_become_paths(value, tmp_path):
+    run = grid.name_run({"data": value}, "")
+    assert len(run.slug) < 120 and set(run.slug) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=.,_-")
+    assert (tmp_path / f"{run.slug}.json").resolve().parent == tmp_path.resolve() and not run.slug.startswith((".", "-"))
+    assert run.slug != grid.name_run({"data": value + "x"}, "").slug
+
+
+@pytest.mark.parametrize("value", ["lsp:/dev/null", "lsp:../../etc", "figures/../x", "lsp:\0", "lsp:" + "a" * 5000])
+def test_data_specs_are_no_way_into_other_files(value):
+    with pytest.raises((ValueError, OSError)) as raised:
+        data.load(value, "train", progress=False)
+    assert len(str(raised.value)) > 20
+
+
+# ---- command lines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Paths that the commands below name in braces."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "text.pth").write_text("not a checkpoint")
+    (folder / "empty.pth").write_bytes(b"")
+    torch.save({"epoch": 1, "config": {}, "state_dict": {"a": torch.zeros(1)}}, folder / "other.pth")
+    torch.save([1, 2], folder / "list.pth")
+    whole = (folder / "other.pth").read_bytes()
+    (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    poisoned(folder / "hostile.pth", folder / "canary", "zip")
+    resumed = folder / "resumed"
+    resumed.mkdir()
+    shutil.copy(folder / "other.pth", resumed / "checkpoint.pth")
+    (folder / "text.ipynb").write_text("not a notebook")
+    busy = folder / "busy"
+    busy.mkdir()
+    (busy / "mine.txt").write_text("keep")
+    return SimpleNamespace(path=folder, canary=folder / "canary")
+
+
+COMMANDS = [
+    ("train_pose_tiny", "--weight-bits 3", "weight_bits is 3; choose"),
+    ("train_pose_tiny", "--weight-bits eight", "invalid int value: 'eight'"),
+    ("train_pose_tiny", "--epochs -1", "epochs is -1; it must"),
+    ("train_pose_tiny", "--epochs 0", "epochs is 0; it must"),
+    ("train_pose_tiny", "--start-epoch 99", "start_epoch is 99; it must"),
+    ("train_pose_tiny", "--seed -1", "seed is -1; it must"),
+    ("train_pose_tiny", "--n-train 0", "n_train is 0; it must"),
+    ("train_pose_tiny", "--preset huge", "invalid choice: 'huge'"),
+    ("train_pose_tiny", "--data cats --out {p}/t1", "data 'cats' is unknown; use"),
+    ("train_pose_tiny", "--data lsp:/no --out {p}/t2", "there is no folder /no; give"),
+    ("train_pose_tiny", "--out {p}/text.pth/below", "cannot write"),
+    ("train_pose_tiny", "--preset smoke --resume --out {p}/resumed", "checkpoint.pth"),
+    ("run", "--preset huge --out {p}/r1", "preset 'huge' is unknown; choose"),
+    ("run", "--weight-bits 5 --out {p}/r1", "weight_bits is 5; choose"),
+    ("run", "--data lsp:/no --out {p}/r1", "there is no folder /no; give"),
+    ("run", "--data figures/../x --out {p}/r1", "is unknown; use"),
+    ("run", "--out {p}/text.pth/below", "cannot write"),
+    ("reference", "accuracy", "no number is called 'accuracy'; the groups are"),
+    ("reference", "--chekc", "unrecognized arguments: --chekc"),
+    ("sweep", "{p}/no.ipynb --grid a=1 --out {p}/s", "no notebook at"),
+    ("sweep", "{p}/text.ipynb --grid a=1 --out {p}/s", "is not a notebook; give"),
+    ("sweep", "{nb} --grid ../seed=1 --out {p}/s", "is not NAME=VALUES; write"),
+    ("sweep", "{nb} --grid sede=1 --out {p}/s", "has no parameter 'sede'; it has"),
+    ("sweep", "{nb} --grid seed=nan_ seed=2 --out {p}/s", "'seed' is given twice; put"),
+    ("sweep", "{nb} --grid seed=1 --workers 0 --out {p}/s", "workers is 0; give"),
+    ("sweep", "{nb} --grid seed=1 --out {p}/text.pth/s", "cannot write"),
+    ("export", "all {p}/no.pth {p}/e", "no file"),
+    ("export", "all {p}/text.pth {p}/e", "is neither a compact model"),
+    ("export", "all {p}/cut.pth {p}/e", "is neither a compact model"),
+    ("export", "all {p}/empty.pth {p}/e", "is neither a compact model"),
+    ("export", "all {p}/other.pth {p}/e", "is neither a compact model"),
+    ("export", "all {p}/hostile.pth {p}/e", "is neither a compact model"),
+    ("export", "all {float} {p}/e", "conv1: its batch normalisation is not fused; call"),
+    ("export", "all {float} {p}/busy", "batch normalisation is not fused|exists and was not written by qatlib"),
+    ("export", "check {p}/busy", "no model_8bit.pth in"),
+    ("export", "check {p}/busy -n 0", "n is 0; compare"),
+    ("export", "check {p}/busy -n many", "invalid int value: 'many'"),
+    ("export", "al", "invalid choice: 'al'"),
+    ("doctor", "{p}/no.pth", "no file"),
+    ("doctor", "{p}/text.pth", "text.pth"),
+    ("doctor", "{p}/empty.pth", "empty.pth"),
+    ("doctor", "{p}/cut.pth", "cut.pth"),
+    ("doctor", "{p}/list.pth", "holds a list; give"),
+    ("doctor", "{p}/other.pth", "holds no ai8x layer"),
+    ("doctor", "{p}/hostile.pth", "hostile.pth"),
+    ("pose.figures", "--count 0", "n = 0 is outside 1"),
+    ("pose.figures", "--count 2 --seed -1", "seed = -1 is outside"),
+    ("pose.figures", "--count lots", "invalid int value: 'lots'"),
+    ("pose.figures", "--contact-sheet {p}/text.pth/a.png", "cannot write"),
+    ("readme", "--chart", "unrecognized arguments: --chart"),
+]
+NOTEBOOK = reference.ROOT / "tests" / "data" / "sweep_tiny.ipynb"
+MAINS = {"sweep": "sweep.__main__", "export": "export.__main__", "doctor": "doctor.__main__", "pose.figures": "pose.data_card"}
+
+
+def arguments_of(text: str, place) -> list[str]:
+    return [part.format(p=place.path, nb=NOTEBOOK, float=reference.PRETRAINED) for part in text.split()]
+
+
+def check_message(error: str, words: str, place) -> None:
+    assert re.search(words, error), error
+    sentence = [line for line in error.splitlines() if not line.startswith(("usage:", " ")) and "%|" not in line]
+    assert len(sentence) == 1 and "Traceback" not in error, error
+    assert not place.canary.exists()
+
+
+@pytest.mark.parametrize(("command", "arguments", "words"), COMMANDS, ids=[f"{c} {a}" for c, a, _ in COMMANDS])
+def test_command_lines_answer_in_one_sentence(command, arguments, words, place, capsys, monkeypatch):
+    monkeypatch.delenv("QATLIB_PRESET", raising=False)
+    main = __import__(f"qatlib.{MAINS.get(command, command)}", fromlist=["main"]).main
+    try:
+        code = main(arguments_of(arguments, place))
+    except SystemExit as ended:  # argparse
+        code = ended.code
+    captured = capsys.readouterr()
+    assert code == 2
+    check_message(captured.err, words, place)
+    assert (place.path / "busy" / "mine.txt").read_text() == "keep" and not (place.path / "e").exists()
+
+
+SHELL = [row for row in COMMANDS if row[1] in ("--weight-bits 3", "--count 0", "{p}/hostile.pth", "accuracy", "al")]
+
+
+@pytest.mark.parametrize(("command", "arguments", "words"), SHELL)
+def test_the_same_from_a_shell(command, arguments, words, place):
+    line = [sys.executable, "-m", f"qatlib.{command}", *arguments_of(arguments, place)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout.strip()
+    check_message(done.stderr, words, place)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', "\0", "{}"])
+def test_readme_with_a_damaged_table_of_numbers_stays_as_it_was(content, tmp_path, monkeypatch, capsys):
+    from qatlib import readme
+
+    (tmp_path / "reference.json").write_text(content)
+    (tmp_path / "README.md").write_text("<!-- chip -->\nold\n<!-- end chip -->\n")
+    monkeypatch.setattr(readme, "load", lambda: reference.load(tmp_path / "reference.json"))
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    assert readme.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("readme: ") and error.count("\n") == 1 and "measure it first" in error
+    assert "old" in (tmp_path / "README.md").read_text()
+    with pytest.raises(KeyError, match="measure it with"):
+        monkeypatch.setattr(reference, "load", dict)
+        reference.value("nothing")
+
+
+def test_a_damaged_comparison_is_named(tmp_path):
+    for content in ("{", json.dumps([{"version": "QAT"}]), "[1]"):
+        (tmp_path / "comparison.json").write_text(content)
+        with pytest.raises(ValueError, match="comparison.json is damaged.*; compare again"):
+            compare.read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no comparison.json in .*; compare"):
+        compare.read(tmp_path / "nowhere")

@@ -1,0 +1,69 @@
+"""Lesson 06's exercises and drawings: solutions pass; stubs and typical wrong answers fail, each with its own advice."""
+
+import math
+
+import torch
+from exercises import both_ways
+
+from qatlib import ai8x, break_it, viz
+from qatlib.checks import lesson06 as lesson
+
+
+def named(model):
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, ai8x.QuantizationAwareModule)]
+
+
+def share(y):
+    return (y * 128 != torch.round(y * 128)).float().mean().item()
+
+
+SOLUTIONS = [
+    (lesson.check_layers_off, lambda model: [n for n, m in named(model) if m.weight_bits.item() == 0]),
+    (lesson.check_layers_off, lambda model: [n for n, m in model.named_modules() if not getattr(m, "weight_bits", True)]),
+    (lesson.check_off_grid, share),
+    (lesson.check_off_grid, lambda y: ((y * 128) % 1 != 0).double().mean()),
+    (lesson.check_threshold, lambda v: math.ceil(math.log2(v.abs().max().item()))),
+]
+WRONG = [
+    (lesson.check_layers_off, lambda model: [n for n, m in named(model) if m.output_shift.item() == 0], "output_shift stays 0"),
+    (lesson.check_layers_off, lambda model: [n for n, m in named(model) if m.op.weight.dtype != torch.float32], "found none"),
+    (lesson.check_layers_off, lambda model: [n for n, m in named(model) if not m.weight_bits.item()][::-1], "order"),
+    (lesson.check_layers_off, lambda model: model.nothing, "AttributeError"),
+    (lesson.check_layers_off, [], "without calling it"),
+    (lesson.check_off_grid, lambda y: 100 * share(y), "per cent"),
+    (lesson.check_off_grid, lambda y: 1 - share(y), "count the others"),
+    (lesson.check_off_grid, lambda y: share(y) * y.numel(), "divide"),
+    (lesson.check_off_grid, lambda y: (y != torch.round(y)).float().mean(), "whole number"),
+    (lesson.check_off_grid, lambda y: "half", "numbers"),
+    (lesson.check_threshold, lambda v: math.log2(v.abs().max().item()), "whole number"),
+    (lesson.check_threshold, lambda v: math.floor(math.log2(v.abs().max().item())), "round up"),
+    (lesson.check_threshold, lambda v: 2.0 ** math.ceil(math.log2(v.abs().max().item())), "logarithm t"),
+    (lesson.check_threshold, lambda v: math.ceil(math.log2(v.max().item())), "absolute"),
+]
+test_solution_passes, test_wrong_answer_is_advised, test_stub_and_broken_code_are_told_so = both_ways(SOLUTIONS, WRONG)
+
+
+def test_outputs_of_names_every_layer_and_leaves_no_hook():
+    patient = break_it.healthy()
+    kept = viz.outputs_of(patient.model, patient.x)
+    assert list(kept) == ["conv1", "conv2", "conv3", "conv4", "head"]
+    with torch.no_grad():
+        assert torch.equal(kept["head"], patient.model(patient.x))
+    assert not any(m._forward_hooks for m in patient.model.modules())
+
+
+def test_the_grid_picture_counts_what_lies_off_it():
+    values = torch.tensor([0.0, 1 / 128, 1 / 256, 3 / 256])
+    fig, sentence = viz.on_the_grid(values, torch.zeros(4), 0, 0.1)
+    assert "before 50.0%" in sentence and "after 0.0%" in sentence and len(fig.axes) == 2
+
+
+def test_the_threshold_panel_agrees_with_the_statistics():
+    torch.manual_seed(0)
+    values = torch.cat([torch.randn(20000).abs(), torch.tensor([30.0])])
+    svg, sentence = viz.threshold_panel(values, 2, 2.0)
+    assert svg.startswith("<svg") or "<svg" in svg
+    chosen = ai8x.statistics.log2_threshold([ai8x.statistics.histogram(values)], 2.0)
+    assert f"ai8x chooses {int(chosen)}" in sentence and "full scale 4," in sentence
+    clipped = (values > 4).float().mean().item()
+    assert f"{clipped:.2%} of the outputs are clipped" in sentence

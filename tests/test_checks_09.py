@@ -1,0 +1,62 @@
+"""Lesson 09's exercises, and mixed precision itself: solutions pass, stubs and typical wrong answers get their advice."""
+
+import math
+
+import pytest
+import torch
+from exercises import both_ways
+
+from qatlib import course, mixed
+from qatlib.checks import lesson09 as lesson
+from qatlib.pose import evaluate as pose
+from qatlib.pose.data import load
+from qatlib.viz.overview import pareto, pareto_front, sensitivity
+
+
+def size(counts, bits):
+    return sum(math.ceil(n * b / 8) for n, b in zip(counts, bits))
+
+
+def front(points):
+    beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
+    return sorted(set(points) - beaten)
+
+
+SOLUTIONS = [(lesson.check_bytes, size), (lesson.check_front, front), (lesson.check_choice, mixed.greedy)]
+WRONG = [
+    (lesson.check_bytes, lambda n, b: sum(x * y for x, y in zip(n, b)), "a byte has 8"),
+    (lesson.check_bytes, lambda n, b: sum(x * y // 8 for x, y in zip(n, b)), "whole one"),
+    (lesson.check_bytes, lambda n, b: sum(x * y / 8 for x, y in zip(n, b)), "whole one"),
+    (lesson.check_bytes, lambda n, b: math.ceil(sum(x * y for x, y in zip(n, b)) / 8), "new byte"),
+    (lesson.check_front, lambda p: sorted(p), "is beaten by"),
+    (lesson.check_front, lambda p: front(p)[::-1], "another order"),
+    (lesson.check_front, lambda p: front(p)[:1], "is missing"),
+    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 8), "do not fit"),
+    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 2), "is possible"),
+    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 3), "8, 4 or 2"),
+]
+test_solution_passes, test_wrong_answer_is_advised, test_stub_and_broken_code_are_told_so = both_ways(SOLUTIONS, WRONG)
+
+
+def test_greedy_refuses_a_budget_below_the_fewest_bits():
+    with pytest.raises(ValueError, match="is the least"):
+        mixed.greedy(lesson._DROPS, lesson._COUNTS, 100)
+
+
+def test_changing_bits_afterwards_equals_calibrating_with_them():
+    model, poses = course.pretrained(), load("figures", "train", 20, progress=False)
+    batches = pose.calibration_batches(poses)
+    changed = mixed.with_bits(pose.calibrated_ptq(model, batches, 8), {"conv3": 4})
+    direct = pose.calibrated_ptq(model, batches, 8, mixed.overrides({"conv3": 4}))
+    assert torch.equal(changed(batches[0][0]), direct(batches[0][0]))
+    assert changed.conv3.weight_bits.item() == 4
+    assert mixed.weight_bytes(mixed.weight_counts(changed), 8) == sum(mixed.weight_counts(changed).values())
+
+
+def test_pictures_say_what_they_show():
+    points = [(100, 0.5), (200, 0.4), (300, 0.8)]
+    assert pareto_front(points) == [(100, 0.5), (300, 0.8)]
+    assert "2 of them are beaten by no other" in pareto({"a": points})[1]
+    assert "conv1 costs most" in sensitivity(lesson._DROPS)[1]
+    with pytest.raises(ValueError, match="at least one point"):
+        pareto({"a": []})

@@ -1,0 +1,163 @@
+"""All engines on the same pictures: PoseTiny at 8, 4, 2 and mixed bits, and a small residual network. No output may differ."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from qatlib import ai8x
+from qatlib.export import check
+from qatlib.export.__main__ import main
+from qatlib.pose.model import PoseTiny
+
+# 1-bit weights (0 and -1) only where the input has both signs: behind a ReLU they give zero.
+MIXED = {"conv1": {"weight_bits": 1}, "conv3": {"weight_bits": 2}, "up6": {"weight_bits": 8}, "head": {"weight_bits": 8}}
+ENGINES = ["NumPy integers (ref.)", "torch, fake-quantized", "ONNX Runtime", "C, gcc -O3", "MAX78000 known answer"]
+
+
+class Residual(torch.nn.Module):
+    """A residual add, an average pool and two bit widths, written as an ai8x network."""
+
+    input_shape = (3, 12, 12)
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = ai8x.FusedConv2dBNReLU(3, 10, 3, padding=1)
+        self.conv2 = ai8x.FusedMaxPoolConv2dBNReLU(10, 14, 3, padding=1)
+        self.conv3 = ai8x.Conv2d(14, 14, 3, padding=1)
+        self.add = ai8x.Add()
+        self.conv4 = ai8x.FusedAvgPoolConv2dBNReLU(14, 8, 3, padding=1)
+        self.fc = ai8x.Linear(72, 5, bias=True, wide=True)
+
+    def forward(self, x):
+        x = self.conv2(self.conv1(x))
+        return self.fc(self.conv4(self.add(x, self.conv3(x))).flatten(1))
+
+
+def prepared(net, bits, overrides=None):
+    """Through the whole sequence into QAT, with the weights it was born with."""
+    torch.manual_seed(3)
+    for parameter in net.parameters():
+        if parameter.requires_grad and parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.bias.data.uniform_(-0.2, 0.3)
+    net.eval()
+    ai8x.fuse_bn_layers(net)
+    policy = {"start_epoch": 0, "weight_bits": bits, "overrides": overrides or {}}
+    batches = [(torch.randint(-128, 128, (16, *net.input_shape)) / 128, 0)]
+    ai8x.pre_qat(net, batches, policy)
+    ai8x.initiate_qat(net, policy)
+    return net
+
+
+@pytest.mark.parametrize(("bits", "overrides"), [(8, None), (4, None), (2, None), (4, MIXED)], ids=["8", "4", "2", "mixed"])
+def test_pose_tiny_all_engines(bits, overrides, tmp_path):
+    net = prepared(PoseTiny(), bits, overrides)
+    rows = check.export_all(net, tmp_path / "all")
+    assert [row.file for row in rows] == ["model_8bit.pth", "model.onnx", "checkpoint.pth", "c", "max78000"]
+    assert "ONNX Runtime" in check.table(rows)
+    if bits != 8:
+        assert rows[0].size < 0.62 * 430_000
+    results = check.check_folder(tmp_path / "all", 8)
+    expected = [name for name in ENGINES if name != "C, gcc -O3" or shutil.which("gcc")]
+    assert [r.name for r in results if r.pictures] == expected
+    assert [r.differing for r in results] == [0] * len(results)
+    assert all(r.outputs == 8 * 14 * 256 and r.milliseconds > 0 for r in results[:-1] if r.pictures)
+    compact = check.as_compact(tmp_path / "all" / "model_8bit.pth")
+    assert len(np.unique(check.answer_rows(compact, check.pictures(compact, 4)))) > 100
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_residual_network_all_engines(bits, tmp_path):
+    net = prepared(Residual(), bits, {"conv3": {"weight_bits": 8}})
+    sample = np.random.default_rng(0).integers(-128, 128, (2, 3, 12, 12)).astype(np.int8)
+    rows = check.export_all(net, tmp_path / "all", sample)
+    assert "checkpoint.pth" not in [row.file for row in rows]
+    results = check.check_folder(tmp_path / "all", 64, model=net)
+    assert "torch, fake-quantized" in [r.name for r in results] and not any(r.differing for r in results)
+
+
+def test_a_network_too_large_for_the_chip_still_gets_the_rest(tmp_path):
+    big = torch.nn.Sequential(ai8x.FusedConv2dReLU(3, 512, 3, padding=1), ai8x.FusedConv2dReLU(512, 512, 3, padding=1))
+    big.input_shape = (3, 4, 4)
+    rows = check.export_all(prepared(big, 8), tmp_path / "all")
+    assert rows[-1].file == "max78000 (not written)" and "kernel memory exhausted" in rows[-1].reader
+    assert not (tmp_path / "all" / "max78000").exists() and (tmp_path / "all" / "c").is_dir()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "all"
+    check.export_all(prepared(PoseTiny(), 8), folder)
+    return folder
+
+
+def test_command_line_writes_and_checks(exported, tmp_path, capsys):
+    assert main(["all", str(exported / "checkpoint.pth"), str(tmp_path / "again")]) == 0
+    written = capsys.readouterr().out
+    assert re.search(r"^model_8bit.pth +\d{3},\d{3}  ", written, re.M) and "ai8xize.py" in written
+    assert (tmp_path / "again" / "model_8bit.pth").read_bytes() == (exported / "model_8bit.pth").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "qatlib.export", "check", tmp_path / "again", "-n", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert all("0 of 7,168 outputs differ, 2 pictures" in line for line in lines[:3])
+    assert lines[-1].startswith("0 differing outputs in")
+
+
+def test_a_difference_is_found_and_ends_with_1(exported, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "all")
+    expected = tmp_path / "all" / "max78000" / "expected_posetiny.npy"
+    answer = np.load(expected)
+    answer.flat[5] += 1
+    np.save(expected, answer)
+    onnx = tmp_path / "all" / "model.onnx"
+    from qatlib.export.onnx_graph import export_onnx
+
+    export_onnx(prepared(PoseTiny(), 4), onnx)
+    assert main(["check", str(tmp_path / "all"), "-n", "2"]) == 1
+    text = capsys.readouterr().out
+    assert "MAX78000 known answer    1 of 3,584 outputs differ" in text
+    assert int(re.search(r"ONNX Runtime +([\d,]+) of", text)[1].replace(",", "")) > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["check", "missing"], "no model_8bit.pth in missing"),
+        (["check", "missing", "-n", "0"], "compare at least one picture"),
+        (["all", "missing.pth", "out"], "missing.pth"),
+        (["all", "README.md", "out"], "neither a compact model"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_2(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and len(error.splitlines()) == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "x", "-n", "many"], ["nonsense"]])
+def test_wrong_arguments_are_one_sentence_too(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_damaged_files_are_refused(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "all")
+    whole = (tmp_path / "all" / "model_8bit.pth").read_bytes()
+    (tmp_path / "all" / "model_8bit.pth").write_bytes(whole[:-5000])
+    assert main(["check", str(tmp_path / "all")]) == 2
+    (tmp_path / "all" / "model_8bit.pth").write_bytes(whole)
+    source = tmp_path / "all" / "c" / "network.c"
+    source.write_text(source.read_text()[:-50])
+    if shutil.which("gcc"):
+        with pytest.raises(ValueError, match="does not compile"):
+            check.check_folder(tmp_path / "all", 1)

@@ -1,0 +1,223 @@
+"""The fit meter reproduces what the vendor's synthesis tool was measured to do."""
+
+import numpy as np
+import pytest
+
+from qatlib.ai8x.meter import fit
+from qatlib.ai8x.placement import place
+from qatlib.ai8x.plan import LayerSpec, cycles, kernel_words, processors
+from qatlib.ai8x.steps import data_memory, steps
+
+
+def chain(*layers, channels=48, size=16, bits=8):
+    """A network from short forms: "64" a 3x3 convolution, "p64" with a pool in front, "t64" transposed, "h14" a wide 1x1 head."""
+    result, source = [], "input"
+    for i, form in enumerate(layers):
+        kind, out = (form[0], int(form[1:])) if form[0] in "pth" else ("c", int(form))
+        pooled, kernel = size // 2 if kind == "p" else size, 1 if kind == "h" else 3
+        grown = 2 * pooled if kind == "t" else pooled
+        pool = {"pool": (2, 2), "pool_stride": (2, 2), "pool_kind": "max"} if kind == "p" else {}
+        form = {"stride": 2 if kind == "t" else 1, "bits": bits, "bias": True, "wide": kind == "h", "layer": f"layer{i}", **pool}
+        operation = "conv_transpose2d" if kind == "t" else "conv2d"
+        sizes = (channels, out, size, size, grown, grown, (kernel, kernel), kernel // 2)
+        result.append(LayerSpec(f"layer{i}", operation, *sizes, inputs=(source,), **form))
+        source, channels, size = f"layer{i}", out, grown
+    return result
+
+
+ACCEPTED = chain("64", "p64", "128", "p128", "t64", "t64", "h14")
+REFUSED = chain("32", "p64", "96", "p128", "128", "t64", "t32", "h14")
+
+
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "words", "used"), [(3, 64, 64, 3), (64, 128, 128, 64), (128, 128, 256, 64), (3, 65, 72, 3), (65, 64, 128, 36)]
+)
+def test_words_as_measured(c_in, c_out, words, used):
+    layer = LayerSpec("a", "conv2d", c_in, c_out, kernel=(3, 3))
+    assert (kernel_words(layer), processors(c_in)) == (words, used)
+
+
+def test_linear_after_flatten_as_measured():
+    layer = LayerSpec("fc", "linear", 12, 4, flatten=4)
+    assert (kernel_words(layer), processors(12), layer.weights) == (2, 12, 192)
+
+
+def test_four_layers_704_of_768():
+    net = chain("64", "128", "128", "128", channels=3)
+    plan = place(net)
+    assert not plan.problem and plan.used[:3] == [704] * 3 and max(plan.used[3:]) == 640
+    assert sum(layer.weight_bytes for layer in net) == 370_368
+
+
+def test_the_accepted_pose_network():
+    result = fit(ACCEPTED, device=85)
+    assert result.fits and "It fits." in str(result)
+    assert (result.weight_bytes, result.bias_bytes, result.layers) == (397_184, 526, 7)
+    assert result.macs == 30_900_224 and "89.8 %" in str(result)
+
+
+def test_the_refused_pose_network():
+    result = fit(REFUSED, device=85)
+    assert result.weight_bytes == 438_208 and not result.fits
+    (sentence,) = result.violations
+    assert "processor 0: offset 516, needed 256, of 768 words (layer3): give" in sentence
+    assert fit(chain("32", "p64", "96", "p128", "128", "t64", "t32", "h14", bits=4), device=85).fits
+    assert fit(REFUSED, device=87).fits
+
+
+def test_cycles_of_the_recorded_network():
+    def layer(name, c_in, c_out, size, out, kernel, pool):
+        window = (pool, pool)
+        return LayerSpec(
+            name, "conv2d", c_in, c_out, size, size, out, out, (kernel, kernel), kernel // 2, pool=window, pool_stride=window
+        )
+
+    net = [
+        layer("1", 3, 12, 16, 16, 3, 1),
+        layer("2", 12, 16, 16, 8, 3, 2),
+        layer("3", 16, 16, 8, 4, 3, 2),
+        layer("4", 16, 12, 4, 2, 1, 2),
+    ]
+    net.append(LayerSpec("5", "linear", 12, 4, 2, 2, flatten=4))
+    assert sum(n.macs for n in net) == 231_360 and sum(map(cycles, net)) == 5_729
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_words_never_overlap(seed):
+    """Rebuild the processor x word map from the plan: each word belongs to one layer, and `used` is its height."""
+    rng = np.random.default_rng(seed)
+    net = chain(*(str(n) for n in rng.integers(1, 150, 8)), channels=int(rng.integers(1, 70)), bits=int(rng.choice([1, 2, 4, 8])))
+    plan = place(net, balance=bool(seed % 2))
+    grid = np.zeros((64, 768), int)
+    for name, offset in plan.offset.items():
+        grid[plan.start[name] : plan.start[name] + plan.count[name], offset : offset + plan.words[name]] += 1
+        assert offset % 4 == 0
+    assert grid.max() == 1
+    assert [row.nonzero()[0].max(initial=-1) + 1 for row in grid] == plan.used
+    assert bool(plan.problem) == (len(plan.offset) < len(net))
+
+
+def test_masks_move_where_processor_0_would_overflow():
+    """Many thin layers fit only if they spread over the processors."""
+    net = chain(*["16"] * 60, channels=16)
+    assert "processor 0" in place(net, balance=False).problem
+    plan = place(net)
+    assert not plan.problem and len(set(plan.start.values())) > 2
+
+
+def test_violations_name_layer_rule_and_remedy():
+    def broken(**form):
+        base = {
+            "kind": "conv2d",
+            "c_in": 3,
+            "c_out": 8,
+            "h_in": 16,
+            "w_in": 16,
+            "h_out": 16,
+            "w_out": 16,
+            "kernel": (3, 3),
+            "padding": 1,
+        }
+        return fit([LayerSpec("bad", inputs=("input",), **(base | form))], device=85).violations
+
+    assert broken() == []
+    for form, rule, remedy in [
+        ({"stride": 2}, "stride 2", "pool in front of the layer, or fold the input"),
+        ({"kernel": (5, 5)}, "kernel (5, 5)", "two 3x3 layers"),
+        ({"c_in": 1025}, "1025 channels", "use fewer"),
+        ({"h_in": 128, "w_in": 128}, "data memory holds 8192", "fold the input"),
+        ({"h_in": 1024, "w_in": 1, "h_out": 1024, "w_out": 1}, "1024 rows or columns", "crop"),
+        ({"c_out": 513, "bias": True}, "a bias for 513 outputs", "bias=False"),
+        ({"groups": 3}, "3 groups", "groups=1"),
+        ({"pool": (17, 17), "pool_stride": (17, 17)}, "at most 16", "two steps"),
+        ({"kind": "softmax"}, "no operation of the chip", "outside the network"),
+    ]:
+        sentence = broken(**form)[0]
+        assert sentence.startswith("bad: ") and rule in sentence and remedy in sentence
+    assert "586 bytes" not in str(broken())
+    many = [LayerSpec(f"l{i}", "conv2d", 8, 8, 8, 8, 8, 8, (1, 1), inputs=(f"l{i - 1}" if i else "input",)) for i in range(33)]
+    assert fit(many, device=85).violations == ["33 layers, the MAX78000 has 32: merge or drop layers"]
+    assert fit(many, device=87).fits
+
+
+def residual():
+    """conv1 feeds conv2 and, with it, a sum; the sum feeds one convolution."""
+
+    def layer(name, *inputs, kind="conv2d", c_in=16, c_out=16):
+        return LayerSpec(name, kind, c_in, c_out, 12, 12, 12, 12, (3, 3), 1, inputs=inputs)
+
+    return [
+        layer("conv1", "input", c_in=3),
+        layer("conv2", "conv1"),
+        layer("sum", "conv1", "conv2", kind="add"),
+        layer("conv3", "sum"),
+    ]
+
+
+def test_a_sum_rides_in_front_of_the_next_layer():
+    sequence = steps(residual())
+    assert [(s.layer.name, s.kind, s.eltwise) for s in sequence] == [
+        ("conv1", "conv2d", None), ("conv1", "copy", None), ("conv2", "conv2d", None), ("conv3", "conv2d", "add")]  # fmt: skip
+    assert [(s.block, s.lane, s.lanes) for s in sequence] == [("conv1", 0, 1), ("sum", 0, 2), ("sum", 1, 2), ("conv3", 0, 1)]
+    memory = data_memory(sequence)
+    assert memory.size["sum"] == 2 * memory.size["conv1"] and not memory.problem
+
+
+def test_data_memory_never_overlaps_what_is_needed():
+    for net in (ACCEPTED, residual(), chain("64", "64", "64", size=44)):
+        sequence = steps(net)
+        memory = data_memory(sequence)
+        assert not memory.problem
+        for i, step in enumerate(sequence):
+            needed = {s.source for s in sequence[i:] if any(s.source == e.block for e in sequence[:i]) or s.source == "input"}
+            low = memory.offset[step.block]
+            for other in needed - {step.block}:
+                assert low + memory.size[step.block] <= memory.offset[other] or memory.offset[other] + memory.size[other] <= low
+    assert "data memory exhausted" in data_memory(steps(chain("64", "64", size=80))).problem
+
+
+def test_from_torch_networks_before_and_after_quantization():
+    torch = pytest.importorskip("torch")
+    from qatlib import ai8x
+
+    class Net(torch.nn.Module):
+        input_shape = (3, 12, 12)
+
+        def __init__(self):
+            super().__init__()
+            self.conv1 = ai8x.FusedConv2dBNReLU(3, 10, 3, padding=1)
+            self.conv2 = ai8x.FusedMaxPoolConv2dBNReLU(10, 14, 3, padding=1)
+            self.conv3 = ai8x.Conv2d(14, 14, 3, padding=1, bias=False)
+            self.sum = ai8x.Add()
+            self.fc = ai8x.Linear(14 * 36, 5, wide=True)
+
+        def forward(self, x):
+            x = self.conv2(self.conv1(x))
+            return self.fc(self.sum(x, self.conv3(x)).flatten(1))
+
+    net = Net()
+    result = fit(net, device=85)
+    assert result.fits, str(result)
+    assert [row.name for row in result.rows] == ["conv1", "conv2", "conv3", "sum", "fc"]
+    assert [row.weights for row in result.rows] == [270, 1260, 1764, 0, 2520]
+    assert result.rows[4].words == 36 * 5 / 9 and result.rows[1].data_in == 1440 and result.bias_bytes == 24
+    before = result.weight_bytes
+    ai8x.fuse_bn_layers(net)
+    for layer in (net.conv1, net.conv2, net.conv3, net.fc):
+        layer.init_module(4, 4, True)
+    assert fit(net, device=85).weight_bytes == before / 2
+    assert {row.bits for row in fit(net, device=85).rows} == {0, 4}
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="device 84"):
+        fit(ACCEPTED, device=84)
+    with pytest.raises(ValueError, match="no layer"):
+        fit([])
+
+
+def test_fit_is_the_function_however_often_it_is_asked_for():
+    from qatlib import ai8x
+
+    assert ai8x.fit is fit and ai8x.fit is fit
+    assert ai8x.fit(ACCEPTED, device=85).fits
