@@ -63,6 +63,7 @@ def drawn() -> str:
 
 SECTIONS = {
     "drawn": drawn,
+    "full": lambda: accuracy(["figures.full"], (8, 4, 2)),
     "short": lambda: accuracy(["short"], (8, 4, 2)),
     "photographs": lambda: accuracy(["lsp"], (8, 4)),
     "chip": chip,
