@@ -109,8 +109,10 @@ def maxima(seen: dict, limits: dict):
     values = {name: y.abs().max().item() for name, y in seen.items()}
     lost = {name: (y.abs() > 1).float().mean().item() for name, y in seen.items()}
     x = range(len(values))
-    drawn = axis.bar(x, list(values.values()), 0.6, color=PALETTE["sky"], label="largest value")
-    axis.bar_label(drawn, [f"{v:.3g}" for v in values.values()], fontsize=8)
+    axis.bar(x, list(values.values()), 0.6, color=PALETTE["sky"], label="largest value")
+    for place, (name, value) in enumerate(values.items()):
+        above = value if value > 1.3 * limits[name] else max(value, 1.15 * limits[name])  # clear of the diamond
+        axis.annotate(f"{value:.3g}", (place, above), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axis.plot(x, [limits[name] for name in values], "D", color=PALETTE["orange"], markeredgecolor="black", label="calibrated range")
     axis.axhline(1, color=PALETTE["red"], linestyle="--", label="range without calibration")
     axis.set_yscale("log", base=2)
@@ -133,13 +135,15 @@ def spread(rows: list[dict]):
     for k, (version, colour) in enumerate((("naive", "black"), ("ptq", "sky"), ("qat", "orange"))):
         for j, run in enumerate(runs):
             mine = [row for row in rows if row["run"] == run]
-            places = [widths.index(row["bits"]) + (k - 1) * 0.24 + (j - len(runs) / 2) * 0.03 for row in mine]
+            places = [widths.index(row["bits"]) + (k - 1) * 0.24 + (j - (len(runs) - 1) / 2) * 0.03 for row in mine]
             share = [row[version] / row["fp32"] for row in mine]
-            axis.plot(places, share, MARKERS[j], color=PALETTE[colour], markersize=6, label=run if k == 2 else None)
+            axis.plot(places, share, MARKERS[j], color=PALETTE[colour], markersize=6)
     axis.axhline(1, color="black", linewidth=1, linestyle=":")
-    axis.set_xticks(range(len(widths)), [f"{b} bits\nnaive | PTQ | QAT" for b in widths])
-    axis.set(ylabel="PCK as share of FP32", title="black: naive, sky: calibrated PTQ, orange: QAT", ylim=(0, 1.1))
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.set_xticks(range(len(widths)), [f"naive     PTQ     QAT\n{b} bits" for b in widths])
+    axis.set(ylabel="PCK as share of FP32", title="What is left of PCK after quantization", ylim=(0, 1.1))
+    for j, run in enumerate(runs):
+        axis.plot([], [], MARKERS[j], color="none", markeredgecolor="black", label=run)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="run", alignment="left")
     said = []
     for b in widths:
         some = [row for row in rows if row["bits"] == b]
