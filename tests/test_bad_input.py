@@ -347,14 +347,14 @@ COMMANDS = [
     ("doctor", "{p}/list.pth", "holds a list; give"),
     ("doctor", "{p}/other.pth", "holds no ai8x layer"),
     ("doctor", "{p}/hostile.pth", "hostile.pth"),
-    ("pose.figures", "--count 0", "n = 0 is outside 1"),
-    ("pose.figures", "--count 2 --seed -1", "seed = -1 is outside"),
-    ("pose.figures", "--count lots", "invalid int value: 'lots'"),
-    ("pose.figures", "--contact-sheet {p}/text.pth/a.png", "cannot write"),
+    ("pose.data_card", "--count 0", "n = 0 is outside 1"),
+    ("pose.data_card", "--count 2 --seed -1", "seed = -1 is outside"),
+    ("pose.data_card", "--count lots", "invalid int value: 'lots'"),
+    ("pose.data_card", "--contact-sheet {p}/text.pth/a.png", "cannot write"),
     ("readme", "--chart", "unrecognized arguments: --chart"),
 ]
 NOTEBOOK = reference.ROOT / "tests" / "data" / "sweep_tiny.ipynb"
-MAINS = {"sweep": "sweep.__main__", "export": "export.__main__", "doctor": "doctor.__main__", "pose.figures": "pose.data_card"}
+MAINS = {"sweep": "sweep.__main__", "export": "export.__main__", "doctor": "doctor.__main__"}
 
 
 def arguments_of(text: str, place) -> list[str]:

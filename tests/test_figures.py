@@ -251,7 +251,7 @@ def test_progress_and_rate_are_shown(capsys):
 
 
 def test_data_card_quotes_what_is_measured():
-    """After a change to the drawing: `python -m qatlib.pose.figures --card` prints the new text for data/README.md."""
+    """After a change to the drawing: `python -m qatlib.pose.data_card --card` prints the new text for data/README.md."""
     assert statistics() in (ROOT / "data" / "README.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The numbers and the picture in the drawn people's data card: `python -m qatlib.pose.figures --card`, `--contact-sheet`."""
+"""The numbers and the picture in the drawn people's data card: `python -m qatlib.pose.data_card --card`, `--contact-sheet`."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ import numpy as np
 from qatlib.files import write_atomic
 from qatlib.pose.body import JOINTS
 from qatlib.pose.drawing import SIDE
+from qatlib.pose.figures import cached, draw
 
 BONES = ((0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (10, 11), (2, 3), (8, 9), (12, 13))
 # Okabe-Ito: orange for the person's right, sky blue for the left, white between
@@ -16,8 +17,6 @@ _COLOURS = {"r": (230, 159, 0), "l": (86, 180, 233), "": (255, 255, 255)}
 
 def statistics(n: int = 2048, seed: int = 0) -> str:
     """Markdown tables about `n` training pictures of `seed`: how often each joint is in the picture and seen; sizes."""
-    from qatlib.pose.figures import cached
-
     people = cached(n, seed, "train", progress=False)
     rows = [f"Measured on {n:,} training pictures of seed {seed}.", ""]
     rows += ["| joint | in the picture | of these visible |", "|---|---|---|"]
@@ -42,8 +41,6 @@ def statistics(n: int = 2048, seed: int = 0) -> str:
 def contact_sheet(path: str, rows: int = 6, columns: int = 10, scale: int = 3, seed: int = 0) -> None:
     """Write a PNG of rows × columns training pictures, every second row with skeletons (white joints are hidden ones)."""
     from PIL import Image
-
-    from qatlib.pose.figures import cached
 
     people = cached(rows * columns, seed, "train", progress=False)
     sheet = Image.new("RGB", (columns * SIDE, rows * SIDE))
@@ -73,11 +70,9 @@ def _skeleton(sheet, joints: np.ndarray, labelled: np.ndarray, visible: np.ndarr
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of `python -m qatlib.pose.figures`; 2 where it could not be done (one sentence says why)."""
-    from qatlib.pose.figures import draw
-
+    """The command line of `python -m qatlib.pose.data_card`; 2 where it could not be done (one sentence says why)."""
     parser = argparse.ArgumentParser(
-        prog="python -m qatlib.pose.figures", description="Draw people for pose estimation."
+        prog="python -m qatlib.pose.data_card", description="Draw people for pose estimation."
     )
     parser.add_argument("--card", action="store_true", help="print the statistics of the data card")
     parser.add_argument("--contact-sheet", metavar="FILE.png", help="write 60 pictures as one PNG")
@@ -99,3 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (chosen.card or chosen.contact_sheet or chosen.count is not None):
         parser.print_help()
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

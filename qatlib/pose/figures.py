@@ -7,9 +7,9 @@
 Guaranteed: the same seed gives the same bytes, whatever the machine, the version of NumPy, the number of workers and the
 number of pictures (the first 10 of 1,000 are the 10 of 10). `drawing.py` says how; a test pins the SHA-256.
 
-    python -m qatlib.pose.figures --card                    # the statistics that data/README.md quotes
-    python -m qatlib.pose.figures --contact-sheet FILE.png  # 60 pictures, skeletons over some
-    python -m qatlib.pose.figures --count 20000             # draw, and print the rate
+    python -m qatlib.pose.data_card --card                    # the statistics that data/README.md quotes
+    python -m qatlib.pose.data_card --contact-sheet FILE.png  # 60 pictures, skeletons over some
+    python -m qatlib.pose.data_card --count 20000             # draw, and print the rate
 """
 
 import hashlib
@@ -171,9 +171,3 @@ def _read(path: Path, n: int) -> PoseArrays | None:
     except Exception as problem:  # whatever zip, zlib or NumPy raise on damaged bytes
         print(f"{path.name} is damaged ({problem}); drawing the pictures again")
     return None
-
-
-if __name__ == "__main__":
-    from qatlib.pose.data_card import main
-
-    sys.exit(main())
