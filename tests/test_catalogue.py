@@ -3,8 +3,10 @@
 import copy
 import inspect
 import pickle
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,11 +65,16 @@ def test_the_catalogue_is_complete_and_has_nothing_else():
     assert all(hasattr(ai8x, name) for name in LAYERS + ELTWISE)
 
 
+WITHOUT_ACTIVATION = ("FusedMaxPoolConv1dBNAbs", "FusedAvgPoolConv1dBNAbs")  # the vendor forgot it
+
+
+@pytest.mark.filterwarnings("ignore:.*has no activation")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_does_what_its_name_says(name):
     layer, x = make(name)
     assert isinstance(layer, ai8x.QuantizationAwareModule) and type(layer).__name__ == name and type(layer).__doc__
-    assert layer.activation == next((a for a in ("ReLU", "Abs") if name.endswith(a)), None)
+    named = next((a for a in ("ReLU", "Abs") if name.endswith(a)), None)
+    assert layer.activation == (None if name in WITHOUT_ACTIVATION else named)
     assert layer.pooling == next((p for p in ("Max", "Avg") if f"{p}Pool" in name), None)
     assert (layer.bn is not None) == ("BN" in name)
     assert not layer.wide
@@ -83,6 +90,21 @@ def test_layer_does_what_its_name_says(name):
         assert layer.op.weight.grad is not None
 
 
+@pytest.mark.parametrize("name", WITHOUT_ACTIVATION)
+def test_the_activation_that_the_vendor_forgot(name):
+    x = torch.randint(-128, 128, (2, 3, 12)) / 128
+    with pytest.warns(UserWarning, match=f"{name} has no activation, as the vendor's has none: pass activation='Abs'") as caught:
+        without = getattr(ai8x, name)(3, 4, 3).eval()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_abs = getattr(ai8x, name)(3, 4, 3, activation="Abs").eval()
+        assert getattr(ai8x, name)(3, 4, 3, activation=None).activation is None
+    with_abs.load_state_dict(without.state_dict())
+    assert (without(x) < 0).any() and torch.equal(with_abs(x), without(x).abs())
+
+
+@pytest.mark.filterwarnings("ignore:.*has no activation")
 @pytest.mark.parametrize("name", LAYERS)
 def test_checkpoint_keys_pickle_and_copy(name):
     layer, x = make(name, **QAT8)
@@ -109,7 +131,7 @@ CONV1D = [("in_channels", None), ("out_channels", None), ("kernel_size", None), 
           ("activation", None), ("wide", False), ("batchnorm", None), ("weight_bits", None), ("bias_bits", None),
           ("quantize_activation", False), ("groups", 1), ("eps", 1e-5), ("momentum", 0.05)]  # fmt: skip
 CONV2D = CONV1D[:3] + [("op", "Conv2d")] + CONV1D[3:]
-LINEAR = [("in_features", None), ("out_features", None), ("bias", None), ("pooling", None), ("activation", None), ("wide", False),
+LINEAR = [("in_features", None), ("out_features", None), ("pooling", None), ("bias", None), ("activation", None), ("wide", False),
           ("batchnorm", None), ("weight_bits", None), ("bias_bits", None), ("quantize_activation", False)]  # fmt: skip
 
 
@@ -170,8 +192,16 @@ def test_printing_tells_the_state():
     for part in ("QAT on", "weight_bits=4", "output_shift=-3", "activation_threshold=1", "output 0..127/128"):
         assert part in repr(layer), part
     assert "output -1..127/128" in repr(ai8x.Conv2d(3, 4, 3, **QAT8))
-    assert "wide output" in repr(ai8x.Linear(3, 4, wide=True))
-    assert "pooling only" in repr(ai8x.MaxPool2d(2))
+    assert "wide output -2^15..2^15" in repr(ai8x.Linear(3, 4, wide=True, **QAT8))
+    assert "pooling only, QAT off" in repr(ai8x.MaxPool2d(2))
+    assert "QAT on, output -1..127/128" in repr(ai8x.AvgPool2d(2, **QAT8))
+    assert "weight_bits=4, bias_bits=8" in repr(ai8x.Conv2d(3, 4, 3, **QAT8 | {"weight_bits": 4}))
+    ai8x.set_device(85, True, verbose=False)
+    assert "output 0..127 (integers)" in repr(layer) and "output -128..127 (integers)" in repr(ai8x.Add())
+    assert "wide output -2^29..2^29-1 (integers)" in repr(ai8x.Linear(3, 4, wide=True, **QAT8))
+    with pytest.raises(ValueError, match="in simulate the weights are integer codes already"):
+        layer.quantized_weight()
+    ai8x.set_device(85, verbose=False)
     with torch.no_grad():
         layer.op.weight[0] = float("nan")
     assert "nan" in repr(layer), "printing a broken layer must not break"
@@ -221,6 +251,25 @@ def test_degenerate_layers_that_networks_contain():
     assert ai8x.ConvTranspose2d(3, 3, kernel_size=3, padding=1, stride=2, bias=False)(x).shape == (1, 3, 8, 8)
     temporal = ai8x.Conv1d(3, 5, 3, dilation=4, wide=True, batchnorm="Affine")
     assert temporal(torch.zeros(2, 3, 9)).shape == (2, 5, 1)
+
+
+def test_constructor_forms_of_the_vendor():
+    x = torch.randint(-128, 128, (1, 3, 6, 6)) / 128
+    assert torch.equal(ai8x.MaxPool2d(2, 2, 1)(x), nn.MaxPool2d(2)(x))
+    assert torch.equal(ai8x.MaxPool1d(2, 2, 1)(x[0]), nn.MaxPool1d(2)(x[0]))
+    assert ai8x.FusedMaxPoolConv2dReLU(3, 4, 1, pool_size=3, pool_stride=None).pool.stride == 3
+    assert ai8x.FusedAvgPoolConv1dReLU(3, 4, 1, pool_size=3, pool_stride=None).pool.stride in (3, (3,))
+    assert torch.equal(ai8x.Conv2d(0, 0, None, pooling="Max")(x), nn.MaxPool2d(2)(x))
+    assert ai8x.Linear(4, 3, None, True).op.bias is not None
+    assert ai8x.Conv2d(np.int64(3), np.int64(4), np.int64(3)).op.weight.shape == (4, 3, 3, 3)
+    assert torch.equal(ai8x.fold(np.int64(2))(x[0]), ai8x.fold(2)(x[0]))
+    assert torch.equal(ai8x.Eltwise(torch.maximum)(x, -x), x.abs())
+    with pytest.raises(TypeError, match="or give it a function"):
+        ai8x.Eltwise()(x, x)
+    with pytest.raises(ValueError, match="kernel_size=None without pooling; give one"):
+        ai8x.Conv1d(3, 4, None)
+    with pytest.raises(AttributeError, match="device 84, which is not supported; use ai8x.Linear"):
+        _ = ai8x.FusedSoftwareLinearReLU
 
 
 def test_grouped_convolution_on_87():

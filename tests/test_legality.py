@@ -41,6 +41,7 @@ REFUSED = [
     ("Linear", (4, 1025), {}, r"not in 1\.\.1024; split the layer"),
     ("Linear", (4, 0), {}, r"not in 1\.\.1024"),
     ("Linear", (4, 4), {"pooling": "Max"}, "use another layer"),
+    ("Conv2d", (3, 4, None), {}, "kernel_size=None without pooling; give one"),
 ]  # fmt: skip
 
 
@@ -54,9 +55,38 @@ def test_refused_with_rule_and_remedy(name, args, kwargs, message):
 ALLOWED = [
     ("Conv2d", (3, 4, 1), {"padding": 2}), ("Conv2d", (3, 4, (3, 3)), {"stride": (1, 1)}), ("MaxPool2d", (16, 16), {}),
     ("AvgPool2d", ((2, 3), 2), {}), ("Conv1d", (3, 4, 9), {"padding": 2}), ("Conv1d", (3, 4, 3), {"dilation": 500}),
-    ("Conv1d", (3, 4, 5), {"dilation": 2, "padding": 2}), ("ConvTranspose2d", (3, 4, 1), {"stride": 2}),
     ("Linear", (1024, 1024), {}),
 ]  # fmt: skip
+NO_NUMBERS = [
+    ("Conv2d", (3, 4, 2.5), {}, "kernel_size=2.5 is neither a whole number nor a pair"),
+    ("Conv2d", (3, 4, 3), {"padding": "same"}, "padding='same' is neither"),
+    ("Conv2d", (3, 4, 3), {"stride": (1, 1, 1)}, "stride=.1, 1, 1. is neither"),
+    ("FusedMaxPoolConv2d", (3, 4, 3), {"pool_size": None}, "pool_size=None is neither"),
+    ("Conv1d", (3, 4, (3,)), {}, "kernel_size=.3,. is no whole number; give one"),
+    ("Linear", (None, 3), {}, "in_features=None is no whole number"),
+    ("Linear", (3, 2.5), {}, "out_features=2.5 is no whole number"),
+]
+LET_THROUGH = [
+    (85, "Conv2d", (3, 4, 3), {"stride": 2}, "stride 1 only, not 2: pool in front, or fold the input"),
+    (85, "Conv1d", (3, 4, 5), {"dilation": 2, "padding": 2}, "dilates 1D kernels of at most 3, not of 5: use a kernel_size"),
+    (85, "ConvTranspose2d", (3, 4, 1), {"stride": 2}, "3x3 kernels only, not 1x1: use kernel_size=3"),
+    (87, "Conv2d", (8, 8, 3), {"groups": 2}, "not groups=2 of 8 to 8 channels: use groups=1, or groups=in_channels=out_channels"),
+    (87, "DepthwiseConv2d", (8, 16, 3), {}, "not groups=8 of 8 to 16 channels"),
+]
+
+
+@pytest.mark.parametrize("name, args, kwargs, message", NO_NUMBERS, ids=str)
+def test_what_is_no_number_is_named(name, args, kwargs, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(ai8x, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("device, name, args, kwargs, message", LET_THROUGH, ids=str)
+def test_what_the_vendor_lets_through_warns_with_the_remedy(device, name, args, kwargs, message):
+    ai8x.set_device(device, verbose=False)
+    with pytest.warns(UserWarning, match=message) as caught:
+        getattr(ai8x, name)(*args, **kwargs)
+    assert len(caught) == 1 and caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("name, args, kwargs", ALLOWED, ids=str)

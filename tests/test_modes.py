@@ -158,3 +158,12 @@ def test_one_model_in_both_modes():
 def test_printing_the_device():
     ai8x.set_device(87, True, True, verbose=False)
     assert str(ai8x.dev) == "Device 87 (MAX78002), simulate=True, round_avg=True"
+
+
+def test_simulate_scales_the_bias_by_weight_bits_whatever_bias_bits_says():
+    """Section 2 of the vendor's quantizers: with 4-bit weights a stored bias of 128 is 128 * 2^8 of the accumulator's units."""
+    ai8x.set_device(85, True, verbose=False)
+    layer = ai8x.Conv2d(3, 2, 1, weight_bits=4, bias_bits=8, quantize_activation=True)
+    layer.op.weight.data.zero_()
+    layer.op.bias.data.copy_(torch.tensor([128.0, 8.0]))
+    assert layer(torch.zeros(1, 3, 1, 1)).flatten().tolist() == [127.0, 16.0]

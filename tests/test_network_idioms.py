@@ -1,5 +1,8 @@
 """Networks built the way published ai8x networks are: each goes from float to QAT and learns, with no change to its code."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -138,7 +141,109 @@ class Words(nn.Module):
         return self.fc(x.view(x.size(0), -1))
 
 
-@pytest.mark.parametrize("network", [Frames, Segmentation, Pyramid, Boxes, Inverted, Words])
+class Anchors(nn.Module):
+    """Heads on two feature maps, each viewed by the batch size of a third and concatenated (TinierSSD)."""
+
+    device, shape = 85, (3, 8, 8)
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.fire4 = ai8x.FusedConv2dBNReLU(3, 8, 3, padding=1, **kwargs)
+        self.fire8 = ai8x.FusedMaxPoolConv2dBNReLU(8, 8, 3, padding=1, **kwargs)
+        self.fire9 = ai8x.FusedMaxPoolConv2dBNReLU(8, 8, 3, padding=1, **kwargs)
+        self.places8 = ai8x.FusedConv2dBN(8, 16, 3, padding=1, **kwargs)
+        self.places9 = ai8x.FusedConv2dBN(8, 16, 3, padding=1, **kwargs)
+
+    def forward(self, x):
+        fire4 = self.fire4(x)
+        fire8, batch = self.fire8(fire4), fire4.size(0)
+        heads = (self.places8(fire8), self.places9(self.fire9(fire8)))
+        return torch.cat([y.permute(0, 2, 3, 1).contiguous().view(batch, -1, 4) for y in heads], dim=1)
+
+
+NETWORKS = [Frames, Segmentation, Pyramid, Boxes, Inverted, Words, Anchors]
+
+
+def tensors(output) -> tuple:
+    return output if isinstance(output, tuple) else (output,)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_scales_follow_values_not_shapes(network):
+    """Large features, so that a layer held at a threshold of 0 by mistake would clip; powers of two leave floats as they are."""
+    ai8x.set_device(network.device, False, False, verbose=False)
+    torch.manual_seed(0)
+    model, x = network(), torch.randint(-128, 128, (8, *network.shape)) / 128
+    ai8x.fuse_bn_layers(model)
+    first = next(m for m in model.modules() if isinstance(m, ai8x.QuantizationAwareModule) and m.op is not None)
+    with torch.no_grad():
+        first.op.weight.mul_(16)
+    vendor, before = copy.deepcopy(model), tensors(model.eval()(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ai8x.pre_qat(model, [x], {"weight_bits": 8})
+    ai8x.pre_qat(vendor, [x], {"weight_bits": 8}, vendor_exact=True)
+    for (name, ours), theirs in zip(model.named_parameters(), vendor.parameters()):
+        assert torch.equal(ours, theirs), name
+    assert first.activation_threshold.item() > 0, "else clipping would not show"
+    for a, b in zip(before, tensors(model(x))):
+        assert torch.equal(a, b)
+    ai8x.initiate_qat(model, {"weight_bits": 8})
+    for a, b in zip(before, tensors(model(x))):
+        assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
+
+
+READS = {
+    "size": lambda s, x: s.head(s.b(s.a(x)).reshape(x.size(0), 8, 6, 6)),
+    "shape": lambda s, x: s.head(s.b(s.a(x)).view(x.shape[0], -1, x.shape[2], x.shape[3])),
+    "zeros_like": lambda s, x: s.head(torch.cat([s.a(x)[:, :5], torch.zeros_like(x)], 1)),
+    "new_zeros": lambda s, x: s.head(torch.cat([s.a(x)[:, :5], x.new_zeros(8, 3, 6, 6)], 1)),
+    "device": lambda s, x: s.head(s.b(s.a(x)).to(x.device)),
+    "type_as": lambda s, x: s.head(s.b(s.a(x)).type_as(x)),
+    "interpolate": lambda s, x: s.head(nn.functional.interpolate(s.b(s.a(x))[..., ::2, ::2], size=x.shape[-2:])),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_reading_a_shape_or_type_of_the_input_fixes_no_scale(read):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = ai8x.FusedConv2dReLU(3, 8, 3, padding=1), ai8x.FusedConv2dReLU(8, 8, 3, padding=1)
+            self.head = ai8x.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return READS[read](self, x)
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randint(-128, 128, (8, 3, 6, 6)) / 128
+    with torch.no_grad():
+        net.a.op.weight.mul_(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ai8x.pre_qat(net, [x], {"weight_bits": 8})
+    assert net.a.activation_threshold.item() >= 3
+
+
+def test_a_sum_with_the_input_still_does():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.add, self.head = ai8x.Conv2d(3, 3, 1), ai8x.Add(), ai8x.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.head(self.add(self.a(x), x))
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randint(-128, 128, (8, 3, 6, 6)) / 128
+    with torch.no_grad():
+        net.a.op.weight.mul_(8)
+    with pytest.warns(UserWarning, match="a meets the network's input"):
+        ai8x.pre_qat(net, [x], {"weight_bits": 8})
+    assert net.a.activation_threshold.item() == 0
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_from_float_to_learning_in_qat(network):
     ai8x.set_device(network.device, False, False, verbose=False)
     model, policy = network(), {"start_epoch": 1, "weight_bits": 8}

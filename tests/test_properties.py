@@ -250,7 +250,7 @@ def test_simulate_is_exact_for_the_worst_legal_layer(bits):
 
 def test_the_vendors_float32_accumulator_is_inexact_there():
     layer, codes, want = worst_layer(True)
-    ai8x.dev.accumulator = torch.float32
+    ai8x.set_device(85, simulate=True, verbose=False, accumulator=torch.float32)
     y = layer(codes)
     assert y.dtype == torch.float32 and y.flatten().tolist() != want
     assert max(abs(a - b) for a, b in zip(y.flatten().tolist(), want)) < 2**-10 * max(want)

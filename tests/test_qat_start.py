@@ -200,6 +200,39 @@ def test_pre_qat_warns_about_nothing_in_a_good_network():
     assert torch.equal(evaluate(net), before)
 
 
+@pytest.mark.parametrize("form", [lambda y: (y, None), lambda y: (y, 3), lambda y: {"y": [y], "n": 1, "name": "pose"}])
+def test_networks_may_return_more_than_tensors(form):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = ai8x.FusedConv2dReLU(3, 4, 3), ai8x.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return form(self.head(self.conv(x)))
+
+    net, x = Net(), torch.randint(-128, 128, (4, 3, 6, 6)) / 128
+    ai8x.start_qat(net, [x], {"weight_bits": 8}, progress=False)
+    assert net.head.weight_bits.item() == 8
+
+
+def test_start_as_the_vendor_starts():
+    torch.manual_seed(0)
+    one = nn.Sequential(ai8x.Conv2d(3, 4, 3))
+    with torch.no_grad():
+        one[0].op.weight.mul_(8)
+    other, x = copy.deepcopy(one), torch.randint(-128, 128, (4, 3, 6, 6)) / 128
+    ai8x.start_qat(one, [x], {"weight_bits": 8}, progress=False)
+    ai8x.start_qat(other, [x], {"weight_bits": 8}, progress=False, vendor_exact=True)
+    assert one[0].final_scale.item() > 0 == other[0].final_scale.item(), "the vendor never restores a network of one layer"
+
+
+def test_update_model_leaves_a_lone_sum_as_it_is():
+    add = ai8x.Add()
+    add.set_clamp(True)
+    ai8x.update_model(nn.Sequential(add))
+    assert add.clamped
+
+
 def test_other_bits_later_and_copies():
     net = trained()
     ai8x.start_qat(net, batches(), {"weight_bits": 8}, progress=False)

@@ -31,4 +31,6 @@ def __getattr__(name: str):
         return _device.dev
     if name in _LATER:
         return getattr(import_module(f"qatlib.ai8x.{_LATER[name]}"), name)
+    if "SoftwareLinear" in name:
+        raise AttributeError(f"{name} ran outside the accelerator of device 84, which is not supported; use ai8x.Linear")
     raise AttributeError(f"qatlib.ai8x has no {name!r}")

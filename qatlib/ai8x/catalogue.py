@@ -7,9 +7,28 @@ from torch import nn
 
 from qatlib.ai8x import device as target
 from qatlib.ai8x.layer import QuantizationAwareModule
-from qatlib.ai8x.legality import check_channels, check_common, check_conv1d, check_conv2d, check_linear, check_pooling
+from qatlib.ai8x.legality import (
+    check_channels,
+    check_common,
+    check_conv1d,
+    check_conv2d,
+    check_linear,
+    check_pooling,
+    check_something_to_do,
+    let_through,
+    warn,
+)
 
 _POOLS = {(1, "Max"): nn.MaxPool1d, (1, "Avg"): nn.AvgPool1d, (2, "Max"): nn.MaxPool2d, (2, "Avg"): nn.AvgPool2d}
+_OPERATIONS = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Conv1d: "conv1d"}
+
+
+def _warned(op: nn.Module) -> nn.Module:
+    """`op`, after a warning for everything about it that the vendor lets through although the chip cannot run it."""
+    c_in, c_out = op.in_channels, op.out_channels
+    for rule, remedy in let_through(_OPERATIONS[type(op)], op.kernel_size, op.stride, op.dilation, op.groups, c_in, c_out):
+        warn(f"{rule}: {remedy}")
+    return op
 
 
 def _pool(dimensions: int, pooling, size, stride, dilation):
@@ -22,25 +41,28 @@ def _pool(dimensions: int, pooling, size, stride, dilation):
 class Conv2d(QuantizationAwareModule):
     """2D convolution (N, in, H, W) -> (N, out, H', W') with optional pooling in front, batch norm and activation behind.
 
-    Raises ValueError, with the rule and the remedy, for what the chip's tools refuse.
+    Real values (simulate: integer codes). `pool_stride` None is `pool_size`; `kernel_size` or `op` None is pooling alone.
+    Raises ValueError or TypeError, with the rule and the remedy, for what the vendor's constructors refuse, and warns of what
+    they let through although no chip runs it (stride 2 or 3, groups that are not depthwise). Source: `ai8x.Conv2d`.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, op="Conv2d", pooling=None, pool_size=2, pool_stride=2,
                  pool_dilation=1, stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
                  weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
-        chip = target.dev.device
+        chip, pool_stride = target.dev.device, pool_size if pool_stride is None else pool_stride
         check_common(activation, wide, batchnorm, bias)
         check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
         module = None
-        if op is not None:
+        check_something_to_do(pooling, op and kernel_size)
+        if op is not None and kernel_size is not None:
             if op not in ("Conv2d", "ConvTranspose2d"):
                 raise ValueError(f"op={op!r} is unknown; use 'Conv2d', 'ConvTranspose2d' or None")
             check_channels(in_channels, out_channels, groups)
             transposed = op == "ConvTranspose2d"
             check_conv2d(chip, transposed, kernel_size, stride, padding, dilation, groups, pooling)
             cls, extra = (nn.ConvTranspose2d, {"output_padding": 1}) if transposed else (nn.Conv2d, {})
-            module = cls(in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=padding,
-                         dilation=dilation, bias=bool(bias), groups=groups, **extra)  # fmt: skip
+            module = _warned(cls(in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=padding,
+                                 dilation=dilation, bias=bool(bias), groups=groups, **extra))  # fmt: skip
         super().__init__(
             pooling, activation, wide, weight_bits, bias_bits, quantize_activation,
             pool=_pool(2, pooling, pool_size, pool_stride, pool_dilation), op=module,
@@ -49,40 +71,47 @@ class Conv2d(QuantizationAwareModule):
 
 
 class ConvTranspose2d(Conv2d):
-    """Transposed 3x3 convolution, (N, in, H, W) -> (N, out, 2H, 2W) with padding=1. Pass stride=2; output_padding is 1."""
+    """Transposed 3x3 convolution, (N, in, H, W) -> (N, out, 2H, 2W) with padding=1. Pass stride=2; output_padding is 1.
+
+    Raises ValueError for any other stride, and as `Conv2d` does.
+    """
 
     def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, op="ConvTranspose2d", **kwargs)
 
 
 class DepthwiseConv2d(Conv2d):
-    """One filter per channel (device 87): groups = in_channels."""
+    """One filter per channel, (N, C, H, W) -> (N, C, H', W'): groups = in_channels. Raises ValueError on device 85."""
 
     def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, groups=in_channels, **kwargs)
 
 
 class DepthwiseConvTranspose2d(ConvTranspose2d):
-    """Transposed convolution with one filter per channel (device 87)."""
+    """Transposed convolution with one filter per channel, (N, C, H, W) -> (N, C, 2H, 2W). Raises ValueError on device 85."""
 
     def __init__(self, in_channels, out_channels, kernel_size, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, groups=in_channels, **kwargs)
 
 
 class Conv1d(QuantizationAwareModule):
-    """1D convolution (N, in, L) -> (N, out, L') with optional pooling in front, batch norm and activation behind."""
+    """1D convolution (N, in, L) -> (N, out, L') with optional pooling in front, batch norm and activation behind.
+
+    Arguments, units and errors as `Conv2d`; kernel_size 1..9, stride 1. `kernel_size` None is pooling alone.
+    """
 
     def __init__(self, in_channels, out_channels, kernel_size, pooling=None, pool_size=2, pool_stride=2, pool_dilation=1,
                  stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
                  weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
-        chip = target.dev.device
+        chip, pool_stride = target.dev.device, pool_size if pool_stride is None else pool_stride
         check_common(activation, wide, batchnorm, bias)
         check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
         module = None
+        check_something_to_do(pooling, kernel_size)
         if kernel_size is not None:
             check_channels(in_channels, out_channels, groups)
             check_conv1d(chip, in_channels, kernel_size, stride, padding, dilation, groups)
-            module = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias))
+            module = _warned(nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias)))
         super().__init__(
             pooling, activation, wide, weight_bits, bias_bits, quantize_activation,
             pool=_pool(1, pooling, pool_size, pool_stride, pool_dilation), op=module,
@@ -91,9 +120,12 @@ class Conv1d(QuantizationAwareModule):
 
 
 class Linear(QuantizationAwareModule):
-    """Fully connected layer (N, in) -> (N, out); at most 1024 inputs and outputs. Only `bias=True` gives a bias."""
+    """Fully connected layer (N, in) -> (N, out); at most 1024 inputs and outputs. Only `bias=True` gives a bias.
 
-    def __init__(self, in_features, out_features, bias=None, pooling=None, activation=None, wide=False, batchnorm=None,
+    Raises ValueError for more, and for pooling or batch norm, which the argument list has for the vendor's sake.
+    """
+
+    def __init__(self, in_features, out_features, pooling=None, bias=None, activation=None, wide=False, batchnorm=None,
                  weight_bits=None, bias_bits=None, quantize_activation=False):  # fmt: skip
         if pooling is not None or batchnorm is not None:
             raise ValueError(f"Linear has neither pooling ({pooling!r}) nor batch norm ({batchnorm!r}); use another layer")
@@ -112,6 +144,8 @@ _TABLE = {
     DepthwiseConvTranspose2d: {"": "ReLU BNReLU", "MaxPool": "- ReLU BNReLU", "AvgPool": "- ReLU BNReLU"},
     Linear: {"": "ReLU Abs"},
 }
+# The vendor forgot the activation in these two, and its checkpoints were trained without: so do ours compute, with a warning.
+_WITHOUT_ACTIVATION = ("FusedMaxPoolConv1dBNAbs", "FusedAvgPoolConv1dBNAbs")
 
 
 def _fused(name: str, parent: type, presets: dict, doc: str) -> type:
@@ -121,23 +155,36 @@ def _fused(name: str, parent: type, presets: dict, doc: str) -> type:
                 raise ValueError(f"{name} has {key}={presets[key]!r}; for {key}={kwargs[key]!r} use the class named so")
         super(cls, self).__init__(*args, **{**presets, **kwargs})
 
-    body = {"__init__": __init__, "__doc__": doc, "__module__": "qatlib.ai8x", "__qualname__": name}
-    cls = type(name, (parent,), body)
-    return cls
+    return (cls := _named(name, parent, __init__, doc))
+
+
+def _named(name: str, parent: type, init, doc: str) -> type:
+    return type(name, (parent,), {"__init__": init, "__doc__": doc, "__module__": "qatlib.ai8x", "__qualname__": name})
+
+
+def _forgotten(name: str, parent: type) -> type:
+    def __init__(self, *args, **kwargs):
+        if "activation" not in kwargs:
+            warn(f"{name} has no activation, as the vendor's has none: pass activation='Abs' for one, activation=None for none")
+        super(cls, self).__init__(*args, **{"batchnorm": "Affine", **kwargs})
+
+    doc = f"`{parent.__name__}` with batchnorm='Affine' and, as the vendor's, NO activation; activation='Abs' gives the name's."
+    return (cls := _named(name, parent, __init__, doc))
 
 
 def _pool_only(name: str, parent: type, dimensions: int, pooling: str) -> type:
-    def __init__(self, kernel_size, stride=None, **kwargs):
-        shape = {"pool_size": kernel_size, "pool_stride": kernel_size if stride is None else stride}
-        if "dilation" in kwargs:
-            shape["pool_dilation"] = kwargs.pop("dilation")
-        nothing = {"op": None} if dimensions == 2 else {}
-        super(cls, self).__init__(0, 0, None, **shape, **nothing, **kwargs)
+    def max_init(self, kernel_size, stride=None, dilation=1, **kwargs):
+        super(cls, self).__init__(0, 0, None, pool_size=kernel_size, pool_stride=stride, pool_dilation=dilation, **kwargs)
 
-    doc = f"{dimensions}D {pooling} pooling alone: (kernel_size, stride=kernel_size); no weights, but nine quantization parameters."
-    body = {"__init__": __init__, "__doc__": doc, "__module__": "qatlib.ai8x", "__qualname__": name}
-    cls = type(name, (parent,), body)
-    return cls
+    def avg_init(self, kernel_size, stride=None, **kwargs):
+        super(cls, self).__init__(0, 0, None, pool_size=kernel_size, pool_stride=stride, **kwargs)
+
+    size, smaller = ("(N, C, L)", "(N, C, L')") if dimensions == 1 else ("(N, C, H, W)", "(N, C, H', W')")
+    doc = (
+        f"{dimensions}D {pooling} pooling alone, {size} -> {smaller}; `stride` None is `kernel_size`. It has no weights, but the "
+        "nine quantization parameters. Raises ValueError for windows or strides beyond 1..16."
+    )
+    return (cls := _named(name, parent, max_init if pooling == "Max" else avg_init, doc))
 
 
 def build() -> dict[str, type]:
@@ -151,6 +198,9 @@ def build() -> dict[str, type]:
                 presets |= {"activation": activation} if activation else {}
                 presets |= {"batchnorm": "Affine"} if suffix.startswith("BN") else {}
                 stem = f"Fused{pool}{base.__name__}"
+                if stem + suffix in _WITHOUT_ACTIVATION:
+                    classes[stem + suffix] = _forgotten(stem + suffix, classes[stem])
+                    continue
                 parent = classes.get(stem + activation, classes.get(stem, base)) if suffix else base
                 given = ", ".join(f"{key}={value!r}" for key, value in presets.items())
                 doc = f"`{base.__name__}` with {given}; its arguments otherwise."

@@ -1,5 +1,7 @@
 """The target chip: one module-wide setting, as ai8x's own interface demands, and the number formats that follow from it."""
 
+from numbers import Integral
+
 import torch
 from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -11,7 +13,7 @@ class Device:
     `simulate` True makes every layer compute with the chip's integers (activations -128..127 held in float tensors), for
     evaluating quantized checkpoints; False is for training, where quantization happens only once `initiate_qat` has set bits.
     `accumulator` is the dtype in which simulate adds up: float64 is exact for every legal layer, while the vendor's float32
-    is not beyond 2^24; set it to torch.float32 for the vendor's behaviour.
+    is not beyond 2^24; `set_device(..., accumulator=torch.float32)` gives the vendor's behaviour.
     """
 
     WEIGHT_BITS = DATA_BITS = ACTIVATION_BITS = 8
@@ -22,10 +24,10 @@ class Device:
     MAX_AVG_POOL = 16
     DIM = 2
 
-    def __init__(self, device: int, simulate: bool, round_avg: bool):
+    def __init__(self, device: int, simulate: bool, round_avg: bool, accumulator: torch.dtype = torch.float64):
         self.device, self.simulate, self.round_avg = device, simulate, round_avg
         self.WEIGHT_DEPTH = 768 if device == 85 else 5120
-        self.accumulator = torch.float64
+        self.accumulator = accumulator
 
     def __str__(self):
         chip = {85: "MAX78000", 87: "MAX78002"}[self.device]
@@ -37,16 +39,21 @@ class Device:
 dev = Device(85, simulate=False, round_avg=False)
 
 
-def set_device(device: int = 85, simulate: bool = False, round_avg: bool = False, verbose: bool = True) -> None:
+def set_device(device: int = 85, simulate: bool = False, round_avg: bool = False, verbose: bool = True,
+               accumulator: torch.dtype = torch.float64) -> None:  # fmt: skip
     """Choose the chip (85: MAX78000, 87: MAX78002) and the mode for all layers.
 
     Layers read it when they are built and when they run; after changing it call `update_model(model)`.
+    `accumulator` is the dtype in which simulate adds up and in which it leaves wide outputs: float64, exact, or float32, which
+    the vendor has. Behind a wide layer, plain torch layers need `.float()`.
     Raises ValueError for any other chip (84, the MAX78000's predecessor, has other arithmetic and is not supported).
     """
     global dev
     if device not in (85, 87):
         raise ValueError(f"device {device!r} is not supported; use 85 (MAX78000) or 87 (MAX78002)")
-    dev = Device(device, bool(simulate), bool(round_avg))
+    if accumulator not in (torch.float32, torch.float64):
+        raise ValueError(f"accumulator is {accumulator!r}; use torch.float64 (exact) or torch.float32 (the vendor's)")
+    dev = Device(device, bool(simulate), bool(round_avg), accumulator)
     if verbose:
         print(f"Configuring {dev}.")
 
@@ -74,15 +81,16 @@ class normalize:
 
 def _ratio(ratio) -> tuple[int, int]:
     pair = ratio if isinstance(ratio, tuple) else (ratio, ratio)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in pair):
         raise ValueError(f"fold_ratio is {ratio!r}; give a whole number of at least 1, or a pair of such")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 class fold:
     """Move `fold_ratio` x `fold_ratio` neighbourhoods into channels: (C, H, W) -> (C * r * r, H / r, W / r).
 
     Channel order: for each row offset, for each column offset, the C channels. `fold_ratio` may be a pair (rows, columns).
+    Raises ValueError for a ratio that is no whole number above 0, and for an image that it does not divide.
 
     >>> fold(2)(torch.arange(4.0).view(1, 2, 2)).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0]
@@ -107,7 +115,7 @@ def fold_batch(img: torch.Tensor, fold_ratio: tuple[int, int]) -> torch.Tensor:
 
 
 def unfold_batch(img_batch: torch.Tensor, fold_ratio: int | tuple[int, int]) -> torch.Tensor:
-    """The inverse of `fold` on a batch: (N, C * r * r, H, W) -> (N, C, H * r, W * r)."""
+    """The inverse of `fold` on a batch: (N, C * r * r, H, W) -> (N, C, H * r, W * r). Raises ValueError as `fold`."""
     if has_torch_function_unary(img_batch):
         return handle_torch_function(unfold_batch, (img_batch,), img_batch, fold_ratio)
     rows, cols = _ratio(fold_ratio)

@@ -13,11 +13,17 @@ _KINDS = {
     **dict.fromkeys(("flatten", "Flatten"), "flatten"),
     **dict.fromkeys(("view", "reshape"), "view"),
 }
+# what reads of a tensor only its shape or kind, and what takes values from its first operand alone: no scale flows there
+_DESCRIBES = {"size", "dim", "numel", "nelement", "ndimension", "get_device", "is_contiguous", "stride"}
+_TENSORS = {"T", "mT", "H", "mH", "data", "real"}  # attributes of a tensor that hold its values
+_FIRST_ALONE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
 
 @dataclass(frozen=True)
 class Node:
     """One call in execution order. `name` is unique (a second call of `conv1` is `conv1@1`), `module` the qualified name or "".
+
+    `inputs` are the nodes whose values it reads: x.size(0), x.shape and zeros_like(x) read none.
 
     `kind` is input, layer, eltwise, cat, flatten, view or other; `target` the class or function called; `axis` that of a cat
     (batch included); `shape` that of the output without the batch, where `trace` was given an input shape.
@@ -104,9 +110,13 @@ def _unique_names(graph: fx.Graph, modules: dict) -> dict[fx.Node, str]:
     return names
 
 
-def _inputs(n: fx.Node, names: dict) -> list[str]:
+def _inputs(n: fx.Node, names: dict, called: str = "") -> list[str]:
+    if called in _DESCRIBES or called.endswith("_like") or called.startswith("new_"):
+        return []
+    if called == "getattr" and n.args[1] not in _TENSORS:
+        return []
     found: list[str] = []
-    fx.map_arg((n.args, n.kwargs), lambda a: found.append(names[a]))
+    fx.map_arg(n.args[:1] if called in _FIRST_ALONE else (n.args, n.kwargs), lambda a: found.append(names[a]))
     return found
 
 
@@ -123,7 +133,7 @@ def _node(n: fx.Node, names: dict, modules: dict) -> Node:
         kind = _KINDS.get(called, "other")
     if kind == "cat":
         axis = n.kwargs.get("dim", n.kwargs.get("axis", n.args[1] if len(n.args) > 1 else 0))
-    return Node(names[n], kind, tuple(_inputs(n, names)), n.target if module is not None else "", called, axis)
+    return Node(names[n], kind, tuple(_inputs(n, names, called)), n.target if module is not None else "", called, axis)
 
 
 def _with_shapes(traced: fx.GraphModule, names: dict, nodes: list[Node], input_shape: tuple) -> list[Node]:

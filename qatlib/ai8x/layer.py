@@ -74,7 +74,10 @@ class QuantizationAwareModule(nn.Module):
         self.init_module(weight_bits, bias_bits, quantize_activation, clamp_activation, shift_quantile)
 
     def init_module(self, weight_bits, bias_bits, quantize_activation, clamp_activation=False, shift_quantile=1.0, export=False):
-        """Switch quantization off (None, None, False) or on (bits in 1, 2, 4, 8; True). `export` is accepted and unused."""
+        """Switch quantization off (None, None, False) or on (bits in 1, 2, 4, 8; True). `export` is accepted and unused.
+
+        `shift_quantile` is the share (0, 1] of the weights that the shift covers. Raises ValueError for anything else.
+        """
         bits = (weight_bits, bias_bits)
         on = bool(quantize_activation)
         if on != (None not in bits) or (on and not set(bits) <= {1, 2, 4, 8}) or (not on and bits != (None, None)):
@@ -138,11 +141,13 @@ class QuantizationAwareModule(nn.Module):
     def quantized_weight(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Integer codes of weight and bias, -2^(b-1)..2^(b-1)-1, in float tensors of the op's shapes.
 
-        Raises ValueError where QAT is off (bits 0).
+        Raises ValueError where QAT is off (bits 0), and in simulate, where the stored weights are the codes already.
         """
         bits, bias_bits = self._host("weight_bits"), self._host("bias_bits")
         if not bits or self.op is None:
             raise ValueError("this layer has no quantized weight (weight_bits 0); call initiate_qat first")
+        if target.dev.simulate:
+            raise ValueError("in simulate the weights are integer codes already; read op.weight, or set_device(simulate=False)")
         scale = torch.exp2(-self.weight_shift())
 
         def codes(t, b):
@@ -154,6 +159,7 @@ class QuantizationAwareModule(nn.Module):
     # --- forward ------------------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Real values (simulate: integer codes) through pool, operation, shift, activation, rounding and clamp, in that order."""
         if self.pool is not None:
             x = self._pool(x)
         if self.op is None:
@@ -223,10 +229,9 @@ class QuantizationAwareModule(nn.Module):
         Narrow outputs are float32. Wide outputs stay in `dev.accumulator`: float32 cannot hold 30-bit integers.
         """
         exact = target.dev.accumulator
-        bits = self._host("weight_bits") or 8
-        bias_bits = self._host("bias_bits") or 8
+        bits = self._host("weight_bits") or 8  # also the bias's here, whatever bias_bits says (the vendor's section 2)
         weight = round_half_up(self.op.weight.to(exact) * 2.0 ** (8 - bits))
-        bias = None if self.op.bias is None else round_half_up(self.op.bias.to(exact) * 2.0 ** (2 * (8 - bias_bits)))
+        bias = None if self.op.bias is None else round_half_up(self.op.bias.to(exact) * 2.0 ** (2 * (8 - bits)))
         acc = self._apply_op(x.to(exact), weight, bias)
         if self.bn is not None:
             acc = self.bn(acc.to(torch.float32)).to(exact)
@@ -241,14 +246,22 @@ class QuantizationAwareModule(nn.Module):
         return y * 2.0 ** self._host("final_scale")
 
     def extra_repr(self) -> str:
-        bits, clamped = self._host("weight_bits"), self._host("clamp_activation")
+        bits, bias_bits = self._host("weight_bits"), self._host("bias_bits")
         if self.op is None:
-            rounds = self.pooling == "Avg" and self._host("quantize_activation")
-            return "pooling only" + (", QAT on, output -1..127/128" if rounds else "")
+            state = "on" if self._host("quantize_activation") else "off"
+            return f"pooling only, QAT {state}" + (f", output {self._span()}" if self.pooling == "Avg" else "")
         state = f"QAT on, weight_bits={bits}" if bits else "QAT off (float weights)"
+        other = f", bias_bits={bias_bits}" if bias_bits != bits else ""
         shift = f", output_shift={self.effective_shift().item():+.0f}" if bits else ""
         threshold = f", activation_threshold={self._host('activation_threshold'):g}"
-        low = "0" if self.activation else "-1"
-        span = "wide output (32 bit)" if self.wide else f"output {low}..127/128" if clamped else "output unbounded"
         scaled = f" times 2^{self._host('final_scale'):g}" if self._host("final_scale") else ""
-        return f"{state}{shift}{threshold}, {span}{scaled}"
+        return f"{state}{other}{shift}{threshold}, {'wide ' if self.wide else ''}output {self._span()}{scaled}"
+
+    def _span(self) -> str:
+        """The range of the output before `final_scale`, for `print`."""
+        low = "0" if self.activation else None
+        if target.dev.simulate:
+            return f"{low or '-2^29'}..2^29-1 (integers)" if self.wide else f"{low or '-128'}..127 (integers)"
+        if not self._host("clamp_activation"):
+            return "unbounded"
+        return "-2^15..2^15" if self.wide else f"{low or '-1'}..127/128"

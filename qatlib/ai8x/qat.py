@@ -28,6 +28,7 @@ def fuse_bn_layers(m: nn.Module, vendor_exact: bool = False) -> None:
 
     w' = w * gamma / sqrt(var + eps) per output channel, b' = (b - mean) * gamma / sqrt(var + eps) + beta. A transposed
     convolution keeps its output channels in dimension 1; the vendor (and `vendor_exact`) scales dimension 0 there.
+    Raises ValueError for a batch normalisation without running statistics. Source: ai8x, `fuse_bn_layers`.
     """
     for name, layer in layers(m).items():
         if layer.bn is None:
@@ -135,16 +136,18 @@ def _warn_if_changed(before, after) -> None:
 
 
 def _tensors(output) -> list[torch.Tensor]:
+    """The tensors in what a network returns; numbers, None and other objects beside them do not matter."""
     if isinstance(output, torch.Tensor):
         return [output]
-    parts = output.values() if isinstance(output, dict) else output
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
     return [t for part in parts for t in _tensors(part)]
 
 
 def initiate_qat(m: nn.Module, qat_policy, export: bool = False) -> None:
     """Switch quantization on in every layer, with the policy's bits (bias_bits = weight_bits), and the clamps of sums.
 
-    Call it again with another policy to change bits later. An override that names no layer is a ValueError (the vendor ignores it).
+    Call it again with another policy to change bits later. Raises ValueError for an override that names no layer (the vendor
+    ignores it) and for what `load_policy` refuses.
     """
     policy, found = load_policy(qat_policy), layers(m)
     policy.check_names(found)
@@ -163,11 +166,12 @@ def _clamp_sums(m: nn.Module, on: bool) -> None:
 def update_model(m: nn.Module, vendor_exact: bool = False) -> None:
     """Re-read every layer's parameters, after loading a checkpoint, writing through `.data`, or changing the device.
 
-    Clamps of sums are not part of a checkpoint: they are switched on where any layer has bits (the vendor leaves them as they are).
+    Clamps of sums are not part of a checkpoint: they are switched on where any layer has bits (the vendor leaves them as they are,
+    and so does this where `m` holds sums alone).
     """
     for layer in layers(m).values():
         layer.set_functions()
-    if not vendor_exact:
+    if layers(m) and not vendor_exact:
         _clamp_sums(m, any(layer.weight_bits.item() for layer in layers(m).values()))
 
 
@@ -176,6 +180,7 @@ def update_optimizer(m: nn.Module, optimizer: torch.optim.Optimizer, vendor_exac
 
     The vendor (and `vendor_exact`) returns a new optimizer over all parameters, meant to carry its state over, but loses it.
     Because ours stays the same object, learning-rate schedules that hold it keep working.
+    Raises ValueError for an optimizer that holds none of the model's parameters.
     """
     if vendor_exact:
         options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
@@ -192,18 +197,19 @@ def update_optimizer(m: nn.Module, optimizer: torch.optim.Optimizer, vendor_exac
     return optimizer
 
 
-def start_qat(model: nn.Module, train_loader, qat_policy, optimizer=None, progress: bool = True):
+def start_qat(model: nn.Module, train_loader, qat_policy, optimizer=None, progress: bool = True, vendor_exact: bool = False):
     """The whole way from float to QAT: fuse_bn_layers, pre_qat, update_optimizer, initiate_qat. Returns the optimizer (or None).
 
-    Policy and graph are checked before anything changes. Raises ValueError if QAT has already started.
+    Policy and graph are checked before anything changes. `vendor_exact` goes to all four. Raises ValueError if QAT has already
+    started, and as `pre_qat` does.
     """
     policy = load_policy(qat_policy)
     policy.check_names(layers(model))
     _refuse_second(unwrap(model))
     trace(model)
-    fuse_bn_layers(model)
-    pre_qat(model, train_loader, policy, progress)
+    fuse_bn_layers(model, vendor_exact)
+    pre_qat(model, train_loader, policy, progress, vendor_exact)
     if optimizer is not None:
-        optimizer = update_optimizer(model, optimizer)
+        optimizer = update_optimizer(model, optimizer, vendor_exact)
     initiate_qat(model, policy)
     return optimizer
