@@ -28,29 +28,35 @@ SHARES = st.one_of(st.just(1.0), st.sampled_from([0.995, 0.985, 0.9, 0.6]), st.f
 @st.composite
 def recipes(draw, activations=(None, "ReLU")):
     """Class name, constructor arguments, quantization, and what else a random layer and its input need."""
-    kind = draw(st.sampled_from(["Conv2d", "ConvTranspose2d", "Conv1d", "Linear"]))
+    kinds = ["Conv2d", "ConvTranspose2d", "Conv1d", "Linear"]
+    kinds += ["DepthwiseConv2d", "DepthwiseConvTranspose2d"] if None in activations else []  # there is no depthwise Abs
+    kind = draw(st.sampled_from(kinds))
+    depthwise, transposed = kind.startswith("Depthwise"), kind.endswith("Transpose2d")
     pool = draw(st.sampled_from(["", "MaxPool", "AvgPool"])) if kind != "Linear" else ""
-    activation = draw(st.sampled_from(activations))
+    activation = draw(st.sampled_from([a for a in activations if not (depthwise and a == "Abs")]))
     wide = activation is None and draw(st.booleans())
     kwargs = {"bias": draw(st.booleans()), "wide": wide}
-    size = draw(st.integers(5, 9))
+    size = draw(st.integers(5, 9)) + 3 * bool(pool)
     if kind == "Conv1d":
         kernel = draw(st.integers(1, 5))
         kwargs["padding"] = draw(st.integers(0, 2))
-        size += 8
+        kwargs["dilation"] = draw(st.integers(1, 4)) if kernel <= 3 else 1
+        size += 16
     elif kind != "Linear":
-        kernel = draw(st.sampled_from([1, 3])) if kind == "Conv2d" else 3
+        kernel = 3 if transposed else draw(st.sampled_from([1, 3]))
         kwargs["padding"] = draw(st.integers(0, 2)) if kernel == 3 else 0
-        kwargs |= {"stride": 2} if kind == "ConvTranspose2d" else {}
+        kwargs |= {"stride": 2} if transposed else {}
     if pool:
         kwargs |= {"pool_size": draw(st.integers(1, 3)), "pool_stride": draw(st.integers(1, 2))}
-    channels = draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    c_in = draw(st.integers(1, 8))
+    channels = c_in, c_in if depthwise else draw(st.integers(1, 6))
     name = f"Fused{pool}{kind}{activation or ''}" if pool or activation else kind
     return {
         "name": name, "args": channels if kind == "Linear" else (*channels, kernel), "kwargs": kwargs,
         "shape": {"Linear": (), "Conv1d": (size,)}.get(kind, (size, size)), "bits": draw(BITS), "share": draw(SHARES),
         "threshold": draw(st.integers(-3, 4)), "final": draw(st.integers(-2, 3)), "magnitude": 2.0 ** draw(st.integers(-4, 3)),
-        "round_avg": draw(st.booleans()), "seed": draw(st.integers(0, 2**31)), "device": draw(st.sampled_from([85, 87])),
+        "round_avg": draw(st.booleans()), "seed": draw(st.integers(0, 2**31)),
+        "device": 87 if depthwise else draw(st.sampled_from([85, 87])),
     }  # fmt: skip
 
 
@@ -104,6 +110,25 @@ def test_training_equals_the_chip(recipe):
         assert got.min() >= (0 if layer.activation else -128) * final and got.max() <= 127 * final
 
 
+@SOME
+@given(st.sampled_from(["Add", "Sub"]), st.integers(1, 5), st.integers(0, 2**31))
+def test_sums_equal_the_chip_and_mask_where_they_saturate(name, operands, seed):
+    torch.manual_seed(seed)
+    codes = [torch.randint(-128, 128, (2, 3, 4)).float() for _ in range(operands)]
+    total = codes[0] + (1 if name == "Add" else -1) * sum(codes[1:], torch.zeros(()))
+    layer, inputs = getattr(ai8x, name)(), [(c / 128).requires_grad_() for c in codes]
+    layer.set_clamp(True)
+    y = layer(*inputs)
+    y.sum().backward()
+    assert torch.equal(y.detach() * 128, total.clamp(-128, 127))
+    inside = ((total >= -128) & (total <= 127)).float()
+    for i, x in enumerate(inputs):
+        assert torch.equal(x.grad, inside if i == 0 or name == "Add" else -inside)
+    ai8x.set_device(85, True, verbose=False)
+    assert torch.equal(layer(*codes), y.detach() * 128)
+    ai8x.set_device(85, verbose=False)
+
+
 def written_out(layer, x):
     """The forward pass of section 3 as it reads, every rounding a straight-through step, every clamp torch's own."""
     x = layer.pool(x) if layer.pool is not None else x
@@ -122,10 +147,10 @@ def written_out(layer, x):
     if isinstance(op, torch.nn.Linear):
         y = F.linear(x, quantized(op.weight), bias)
     elif isinstance(op, torch.nn.ConvTranspose2d):
-        y = F.conv_transpose2d(x, quantized(op.weight), bias, op.stride, op.padding, op.output_padding)
+        y = F.conv_transpose2d(x, quantized(op.weight), bias, op.stride, op.padding, op.output_padding, op.groups)
     else:
         conv = F.conv1d if isinstance(op, torch.nn.Conv1d) else F.conv2d
-        y = conv(x, quantized(op.weight), bias, op.stride, op.padding)
+        y = conv(x, quantized(op.weight), bias, op.stride, op.padding, op.dilation, op.groups)
     if not layer.wide:
         y = y * torch.exp2(torch.clamp(shift - layer.activation_threshold, -15, 15))
     y = {"ReLU": torch.relu, "Abs": torch.abs, None: lambda v: v}[layer.activation](y)
