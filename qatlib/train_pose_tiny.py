@@ -62,6 +62,11 @@ class Config:
             raise ValueError(f"weight_bits is {self.weight_bits!r}; choose 1, 2, 4 or 8 (None trains without quantization)")
         if not 0 <= self.start_epoch <= self.epochs:
             raise ValueError(f"start_epoch is {self.start_epoch}; it must be in 0..epochs ({self.epochs})")
+        if self.weight_bits is not None and self.start_epoch == self.epochs:
+            raise ValueError(
+                f"start_epoch is {self.start_epoch} of {self.epochs} epochs, so quantization would never start; choose a smaller one, "
+                "or weight_bits=None for a float network"
+            )
         rates = {"learning_rate": self.learning_rate, "qat_learning_rate": self.recipe()[0], "weight_decay": self.weight_decay}
         for name, value in rates.items():
             if not isinstance(value, (int, float)) or not 0 <= value < 100 or (value == 0 and name != "weight_decay"):
@@ -97,7 +102,7 @@ def configure(preset: str = "quick", **options) -> Config:
     given = {key: value for key, value in options.items() if value is not None or key == "weight_bits"}
     values = {**PRESETS[preset], **given}
     if "epochs" in given and "start_epoch" not in given:
-        values["start_epoch"] = min(values["start_epoch"], math.ceil(given["epochs"] * 0.7))
+        values["start_epoch"] = max(0, min(values["start_epoch"], math.ceil(given["epochs"] * 0.7), given["epochs"] - 1))
     return Config(preset=preset, **values)
 
 

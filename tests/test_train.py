@@ -15,6 +15,16 @@ from qatlib.pose.evaluate import predict
 TINY = recipe.configure("smoke", n_train=96, n_test=32, epochs=3, start_epoch=1, batch_size=32, weight_bits=8)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
+def test_quantization_starts_however_few_epochs_there_are(preset, epochs):
+    config = recipe.configure(preset, epochs=epochs)
+    assert 0 <= config.start_epoch < epochs
+    with pytest.raises(ValueError, match=f"start_epoch is {epochs} of {epochs} epochs, so quantization would never start; choose"):
+        recipe.configure(preset, epochs=epochs, start_epoch=epochs)
+    assert recipe.configure(preset, epochs=epochs, start_epoch=epochs, weight_bits=None).weight_bits is None
+
+
 @pytest.fixture(scope="module")
 def poses():
     threads = torch.get_num_threads()
