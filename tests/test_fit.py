@@ -158,19 +158,42 @@ def test_a_sum_rides_in_front_of_the_next_layer():
     sequence = steps(residual())
     assert [(s.layer.name, s.kind, s.eltwise) for s in sequence] == [
         ("conv1", "conv2d", None), ("conv1", "copy", None), ("conv2", "conv2d", None), ("conv3", "conv2d", "add")]  # fmt: skip
-    assert [(s.block, s.lane, s.lanes) for s in sequence] == [("conv1", 0, 1), ("sum", 0, 2), ("sum", 1, 2), ("conv3", 0, 1)]
+    assert [(s.block, s.lane, s.lanes) for s in sequence] == [("conv1", 0, 1), ("sum<", 0, 2), ("sum<", 1, 2), ("conv3", 0, 1)]
     memory = data_memory(sequence)
-    assert memory.size["sum"] == 2 * memory.size["conv1"] and not memory.problem
+    assert memory.size["sum<"] == 2 * memory.size["conv1"] and not memory.problem
+
+
+def chained_sums():
+    """y1 = y0 + f(y0), y2 = y1 + g(y1): the first sum is read twice, so that no convolution can carry it along."""
+
+    def layer(name, *inputs, kind="conv2d", c_in=16):
+        return LayerSpec(name, kind, c_in, 16, 8, 8, 8, 8, (3, 3), 1, inputs=inputs)
+
+    return [
+        layer("y0", "input", c_in=3),
+        layer("f", "y0"),
+        layer("y1", "y0", "f", kind="add"),
+        layer("g", "y1"),
+        layer("y2", "y1", "g", kind="sub"),
+    ]
+
+
+def test_a_sum_of_its_own_does_not_overwrite_its_operands():
+    memory = data_memory(sequence := steps(chained_sums()))
+    for step in (step for step in sequence if step.kind in ("add", "sub")):
+        low, operands = memory.offset[step.block], memory.offset[step.source]
+        assert low + memory.size[step.block] <= operands or operands + memory.size[step.source] <= low
 
 
 def test_data_memory_never_overlaps_what_is_needed():
-    for net in (ACCEPTED, residual(), chain("64", "64", "64", size=44)):
+    for net in (ACCEPTED, residual(), chained_sums(), chain("64", "64", "64", size=44)):
         sequence = steps(net)
         memory = data_memory(sequence)
         assert not memory.problem
         for i, step in enumerate(sequence):
             needed = {s.source for s in sequence[i:] if any(s.source == e.block for e in sequence[:i]) or s.source == "input"}
             low = memory.offset[step.block]
+            assert step.source != step.block and (step.lanes > 1 or step.block not in needed)
             for other in needed - {step.block}:
                 assert low + memory.size[step.block] <= memory.offset[other] or memory.offset[other] + memory.size[other] <= low
     assert "data memory exhausted" in data_memory(steps(chain("64", "64", size=80))).problem

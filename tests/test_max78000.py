@@ -15,11 +15,14 @@ from qatlib.integer import Integer, narrow, pool
 
 
 class Chip:
-    """16 data memories of 8,192 words; a word holds one pixel of 4 processors' channels. Runs the layers of a network YAML."""
+    """16 data memories of 8,192 words; a word holds one pixel of 4 processors' channels. Runs the layers of a network YAML.
+
+    `until` is the last layer that reads what a word holds: a layer may not write where it, or a later one, still reads.
+    """
 
     def __init__(self, model, network):
         self.model, self.engine = model, Integer(model)
-        self.memory = np.full((16, 8192, 4), 99, np.int8)
+        self.memory, self.until = np.full((16, 8192, 4), 99, np.int8), np.full((16, 8192), -1)
         self.layers, self.weighted = network["layers"], [op for op in model.ops if op["kind"] in WEIGHTED]
         self.shapes = []
 
@@ -32,12 +35,17 @@ class Chip:
         word = offset // 4 + (pixel * passes + channel // len(used)) * (gap + 1)
         return np.broadcast_to(processor // 4, word.shape), word, np.broadcast_to(processor % 4, word.shape)
 
+    def sources(self, index):
+        found = self.layers[index].get("in_sequences", index - 1)
+        return found if isinstance(found, list) else [found]
+
     def run(self, picture):
-        self.write(self.layers[0]["processors"], 0, 0, picture)
+        self.until[:] = -1
+        last = {source: index for index in range(len(self.layers)) for source in self.sources(index)}
+        self.write(self.layers[0]["processors"], 0, 0, picture, -1, last[-1])
         weighted, shapes, where, result = iter(self.weighted), [picture.shape], [(self.layers[0]["processors"], 0)], None
         for index, layer in enumerate(self.layers):
-            sources = layer.get("in_sequences", index - 1)
-            sources = sources if isinstance(sources, list) else [sources]
+            sources = self.sources(index)
             shape, offset = shapes[sources[0] + 1], layer.get("in_offset", where[sources[0] + 1][1])
             if "eltwise" not in layer and layer["operation"] not in ("Add", "Sub") and len(sources) > 1:  # joined channels
                 shape = (sum(shapes[s + 1][0] for s in sources), *shape[1:])
@@ -56,11 +64,13 @@ class Chip:
             processors = layer.get("output_processors", following)
             where.append((processors, layer["out_offset"]))
             if layer.get("output_width", 8) == 8:
-                self.write(processors, layer["out_offset"], layer.get("write_gap", 0), result)
+                self.write(processors, layer["out_offset"], layer.get("write_gap", 0), result, index, last.get(index, index))
         return result
 
-    def write(self, processors, offset, gap, values):
-        self.memory[self.places(processors, offset, values.shape, gap)] = values.reshape(len(values), -1)
+    def write(self, processors, offset, gap, values, index, last):
+        places = self.places(processors, offset, values.shape, gap)
+        assert (self.until[places[:2]] < max(index, 0)).all(), f"layer {index} overwrites what is still read"
+        self.memory[places], self.until[places[:2]] = values.reshape(len(values), -1), last
 
     def read(self, layer, sources, offset, shape):
         sums = "eltwise" in layer or layer["operation"] in ("Add", "Sub")
@@ -115,7 +125,28 @@ def joined():
     return b.op("head", "conv2d", "peak", out=5, kernel=1, wide=True, pool=avg_pool()).build(arch="Joined")
 
 
-@pytest.mark.parametrize("make", [pose_like, residual, wide_channels, joined, lambda: residual(2)])
+def chained_sums():
+    """y1 = y0 + f(y0), y2 = y1 + g(y1): the first sum is read twice, and is a layer of its own."""
+    b = Builder((3, 8, 8), 7)
+    b.op("y0", "conv2d", out=8, activation="relu")
+    b.op("f", "conv2d", "y0", out=8)
+    b.op("y1", "add", "y0", "f")
+    b.op("g", "conv2d", "y1", out=8)
+    b.op("y2", "add", "y1", "g")
+    return b.op("head", "conv2d", "y2", out=5, kernel=1, wide=True).build(arch="Chained")
+
+
+def difference():
+    """A difference that is flattened: no convolution can carry it along."""
+    b = Builder((3, 4, 4), 8)
+    b.op("a", "conv2d", out=8, activation="relu")
+    b.op("b", "conv2d", "a", out=8, kernel=1)
+    b.op("sub", "sub", "a", "b")
+    b.op("flat", "flatten")
+    return b.op("fc", "linear", out=5, wide=True).build(arch="Difference")
+
+
+@pytest.mark.parametrize("make", [pose_like, residual, wide_channels, joined, chained_sums, difference, lambda: residual(2)])
 def test_the_chip_model_computes_the_same_from_the_yaml(make):
     model = make()
     network = yaml.safe_load(network_yaml(model, fit(model, device=85)))

@@ -52,16 +52,22 @@ def steps(layers: list[LayerSpec]) -> list[Step]:
         if layer.kind in SUMS:
             for lane, source in enumerate(layer.inputs):
                 alone = len(readers[source]) == 1 and source in by_name and by_name[source].kind != "concat"
+                block, lanes = operands(layer.name), len(layer.inputs)
                 if alone and source not in fused:
-                    homes[source] = (layer.name, lane, len(layer.inputs))
+                    homes[source] = (block, lane, lanes)
                 else:
-                    copies.setdefault(source, []).append((f"{source}>{layer.name}.{lane}", layer.name, lane, len(layer.inputs)))
+                    copies.setdefault(source, []).append((f"{source}>{layer.name}.{lane}", block, lane, lanes))
         elif layer.kind == "concat":
             for source in layer.inputs:
                 if source in homes or source not in by_name or by_name[source].kind in (*SUMS, "concat"):
                     raise ValueError(f"{layer.name}: {source} cannot be both joined here and elsewhere; give it a layer of its own")
                 homes[source] = (layer.name, 0, 1)
     return _sequence(layers, fused, homes, copies)
+
+
+def operands(name: str) -> str:
+    """The block in which the operands of the sum `name` lie; never the one that the sum is written to."""
+    return f"{name}<"
 
 
 def _fuses(readers: list[LayerSpec]) -> bool:
@@ -85,10 +91,10 @@ def _sequence(layers, fused, homes, copies) -> list[Step]:
         total = fused.get(layer.inputs[0]) or (layer if layer.kind in SUMS else None)
         if total:
             reads = tuple(
-                next((name for name, block, lane, _ in copies.get(source, []) if (block, lane) == (total.name, i)), source)
+                next((name for name, block, lane, _ in copies.get(source, []) if (block, lane) == (operands(total.name), i)), source)
                 for i, source in enumerate(total.inputs)
             )
-            source = total.name
+            source = operands(total.name)
         else:
             reads = joined[layer.inputs[0]].inputs if layer.inputs[0] in joined else layer.inputs
             source = homes.get(reads[0], (reads[0],))[0]
@@ -124,7 +130,7 @@ def data_memory(sequence: list[Step], device: int = 85) -> Memory:
         for low, high, _ in sorted(alive):
             offset = -(-high // ALIGN) * ALIGN if low < offset + size and high > offset else offset
         if offset + size > limit and not memory.problem:
-            name = "the input" if block == "input" else block
+            name = "the input" if block == "input" else f"the operands of {block[:-1]}" if block.endswith("<") else block
             memory.problem = f"data memory exhausted: {name} needs {size} bytes in each memory at {offset}, of {limit}"
         memory.offset[block] = offset
         alive.append((offset, offset + size, last.get(block, len(sequence))))
