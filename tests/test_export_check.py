@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qatlib import ai8x
-from qatlib.export import check
+from qatlib.export import check, export_c, export_max78000, export_onnx, quantize_model
 from qatlib.export.__main__ import main
 from qatlib.pose.model import PoseTiny
 
@@ -83,6 +83,30 @@ def test_residual_network_all_engines(bits, tmp_path):
     assert "torch, fake-quantized" in [r.name for r in results] and not any(r.differing for r in results)
 
 
+def test_a_calibrated_network_without_qat_is_refused_by_every_exporter(tmp_path):
+    net = prepared(Residual(), 8)
+    for layer in (net.conv1, net.conv2, net.conv3, net.conv4, net.fc):
+        layer.init_module(None, None, False, False)
+    sentence = "conv1: QAT was never on .weight_bits is 0.; call initiate_qat.*quantize_model.model, bit_width=8."
+    for export in (check.export_all, export_onnx, export_c, lambda net, folder: export_max78000(net, None, folder)):
+        with pytest.raises(ValueError, match=sentence):
+            export(net, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    check.export_all(quantize_model(net, bit_width=8), tmp_path / "ptq")
+    assert not any(r.differing for r in check.check_folder(tmp_path / "ptq", 4))
+
+
+def test_a_checkpoint_without_bits_ends_with_2(exported, tmp_path, capsys):
+    stored = torch.load(exported / "checkpoint.pth", weights_only=True)
+    for key in stored["state_dict"]:
+        if key.endswith(("weight_bits", "bias_bits")):
+            stored["state_dict"][key].zero_()
+    torch.save(stored, tmp_path / "calibrated.pth")
+    assert main(["all", str(tmp_path / "calibrated.pth"), str(tmp_path / "out")]) == 2
+    assert "conv1: QAT was never on (weight_bits is 0)" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["calibrated.pth"]
+
+
 def test_a_network_too_large_for_the_chip_still_gets_the_rest(tmp_path):
     big = torch.nn.Sequential(ai8x.FusedConv2dReLU(3, 512, 3, padding=1), ai8x.FusedConv2dReLU(512, 512, 3, padding=1))
     big.input_shape = (3, 4, 4)
@@ -119,8 +143,6 @@ def test_a_difference_is_found_and_ends_with_1(exported, tmp_path, capsys):
     answer.flat[5] += 1
     np.save(expected, answer)
     onnx = tmp_path / "all" / "model.onnx"
-    from qatlib.export.onnx_graph import export_onnx
-
     export_onnx(prepared(PoseTiny(), 4), onnx)
     assert main(["check", str(tmp_path / "all"), "-n", "2"]) == 1
     text = capsys.readouterr().out

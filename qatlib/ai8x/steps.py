@@ -90,11 +90,11 @@ def _sequence(layers, fused, homes, copies) -> list[Step]:
             continue
         total = fused.get(layer.inputs[0]) or (layer if layer.kind in SUMS else None)
         if total:
-            reads = tuple(
-                next((name for name, block, lane, _ in copies.get(source, []) if (block, lane) == (operands(total.name), i)), source)
-                for i, source in enumerate(total.inputs)
-            )
             source = operands(total.name)
+            reads = tuple(
+                next((name for name, block, lane, _ in copies.get(tensor, []) if (block, lane) == (source, i)), tensor)
+                for i, tensor in enumerate(total.inputs)
+            )
         else:
             reads = joined[layer.inputs[0]].inputs if layer.inputs[0] in joined else layer.inputs
             source = homes.get(reads[0], (reads[0],))[0]

@@ -15,8 +15,10 @@ from qatlib.compact_graph import WEIGHTED
 def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactModel:
     """The compact model of a torch network after QAT, of the result of `quantize_model`, or of a `model_8bit.pth` path.
 
-    `input_shape`, (C, H, W), is for networks that have no attribute of that name. Raises ValueError or TypeError naming what
-    cannot be exported (see `quantize_model` and `CompactModel.load`).
+    `input_shape`, (C, H, W), is for networks that have no attribute of that name. A network whose QAT was never on is refused:
+    its outputs would not be those it was evaluated with; post-training quantization is asked for with
+    `quantize_model(model, bit_width=8)`. Raises ValueError or TypeError naming what cannot be exported (see `quantize_model` and
+    `CompactModel.load`).
     """
     if isinstance(model, CompactModel):
         return model
@@ -28,8 +30,19 @@ def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactMode
     if "graph" not in state:
         from qatlib.export import quantize_model
 
+        _refuse_without_qat(model)
         state = quantize_model(model, input_shape=input_shape).state_dict()
     return CompactModel.from_state_dict({key: value.cpu().numpy() for key, value in state.items()})
+
+
+def _refuse_without_qat(model) -> None:
+    """Raise ValueError naming the first layer with weights and no bits (batch norm still there is another refusal, a later one)."""
+    for name, layer in model.named_modules() if hasattr(model, "named_modules") else ():
+        if hasattr(layer, "weight_bits") and layer.op is not None and layer.bn is None and not layer.weight_bits.item():
+            raise ValueError(
+                f"{name}: QAT was never on (weight_bits is 0); call initiate_qat(model, policy) and train, or give "
+                "quantize_model(model, bit_width=8) for post-training quantization"
+            )
 
 
 def check_accumulators(model: CompactModel) -> None:
