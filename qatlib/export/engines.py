@@ -158,7 +158,7 @@ def _chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
     stored, sample, expected = (_only(folder / CHIP_FOLDER, form) for form in forms)
     model = synthesis_model(compact, stored)
     with _reading(sample):
-        picture = sample_codes(model, np.load(sample))
+        picture = sample_codes(model, np.load(sample).reshape(model.graph["input_shape"]))  # a vector is stored as (C, 1, 1)
     with _reading(expected):
         wanted = np.load(expected)
         rows = answer_rows(model, picture)[0]

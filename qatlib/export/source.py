@@ -39,7 +39,7 @@ def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactMode
 
 
 def _refuse_without_qat(model) -> None:
-    """Raise ValueError naming the first layer with weights and no bits. With batch norm still there, another refusal comes first."""
+    """Raise ValueError naming the first layer without bits. Where batch norm is not fused yet, another refusal comes first."""
     modules = model.named_modules() if hasattr(model, "named_modules") else ()
     layers = {name: module for name, module in modules if hasattr(module, "weight_bits") and module.op is not None}
     without = [name for name, layer in layers.items() if not layer.weight_bits.item()]
