@@ -66,11 +66,11 @@ def test_pose_tiny_all_engines(bits, overrides, tmp_path):
     assert "ONNX Runtime" in check.table(rows)
     if bits != 8:
         assert rows[0].size < 0.62 * 430_000
-    results = check.check_folder(tmp_path / "all", 8)
+    results = check.check_folder(tmp_path / "all", 256)
     expected = [name for name in ENGINES if name != "C, gcc -O3" or shutil.which("gcc")]
     assert [r.name for r in results if r.pictures] == expected
     assert [r.differing for r in results] == [0] * len(results)
-    assert all(r.outputs == 8 * 14 * 256 and r.milliseconds > 0 for r in results[:-1] if r.pictures)
+    assert all(r.outputs == 256 * 14 * 256 and r.milliseconds > 0 for r in results[:-1] if r.pictures)
     compact = check.as_compact(tmp_path / "all" / "model_8bit.pth")
     assert len(np.unique(check.answer_rows(compact, check.pictures(compact, 4)))) > 100
 
@@ -81,7 +81,7 @@ def test_residual_network_all_engines(bits, tmp_path):
     sample = np.random.default_rng(0).integers(-128, 128, (2, 3, 12, 12)).astype(np.int8)
     rows = check.export_all(net, tmp_path / "all", sample)
     assert "checkpoint.pth" not in [row.file for row in rows]
-    results = check.check_folder(tmp_path / "all", 64, model=net)
+    results = check.check_folder(tmp_path / "all", 256, model=net)
     assert "torch, fake-quantized" in [r.name for r in results] and not any(r.differing for r in results)
 
 
