@@ -183,6 +183,15 @@ def test_biases_of_a_layer_lie_within_one_memory():
     assert net(*[16] * 32, c_in=16) == [] and "memories in use (1) has 0 bytes" in net(*[16] * 33, c_in=16)[0]
 
 
+def test_biases_of_depthwise_layers_lie_in_their_own_quadrants():
+    form = {"c_in": 2048, "c_out": 2048, "h_in": 1, "w_in": 1, "h_out": 1, "w_out": 1, "groups": 2048, "bias": True, "bits": 1}
+    names = [(f"l{i}", f"l{i - 1}" if i else "input", form) for i in range(5)]
+    assert fit(layers(*names[:4]), device=87).fits
+    assert fit(layers(*names), device=87).violations == [
+        "quadrant 0: 2560 bytes of depthwise bias, at most 2048: use bias=False in some of these layers"
+    ]
+
+
 def test_rules_of_the_larger_chip():
     def broken(device, **form):
         base = {"kind": "conv2d", "c_in": 12, "c_out": 12, "h_in": 16, "w_in": 16, "h_out": 16, "w_out": 16}

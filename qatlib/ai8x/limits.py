@@ -1,6 +1,7 @@
 """Every rule of the chip that a network breaks, each as one sentence with its remedy.
 
-Source: ai8x-training README, sections "Limitations of MAX78000 Networks" and "Limitations of MAX78002 Networks".
+Sources: ai8x-training README, sections "Limitations of MAX78000 Networks" and "Limitations of MAX78002 Networks"; what
+ai8x-synthesis itself refuses (biases, sums, paddings, groups).
 """
 
 from qatlib.ai8x.describe import Layers
@@ -27,7 +28,7 @@ def violations(layers: Layers, plan: Placement, memory: Memory, sequence: list[S
         remedy = "fold the input, pool earlier, or keep fewer branches alive"
         found.append(f"{memory.problem}: {remedy}" if sequence else memory.problem)
     if len(sequence) > chip.layers:
-        extra = sum(not layer.has_weights or step.kind == "copy" for step in sequence for layer in [step.layer])
+        extra = sum(not step.layer.has_weights for step in sequence)
         kinds, remedy = (f" ({extra} of them copy, pool or add)", "use fewer skip connections, or ") if extra else ("", "")
         found.append(f"{len(sequence)} layers{kinds}, the {chip.name} has {chip.layers}: {remedy}merge or drop layers")
     return found + _biases(layers, plan, chip) + _whole(layers)
@@ -38,23 +39,31 @@ def _biases(layers: Layers, plan: Placement, chip: Device) -> list[str]:
 
     Largest first (on the MAX78000 those of flattening layers before all), each into the emptiest memory.
     """
-    reads = {layer.name: plan.columns(layer.inputs[0], layer.c_in) for layer in layers if layer.inputs and layer.kind != "concat"}
-    reads |= {"the output": plan.columns(layers[-1].name, layers[-1].c_out)}
-    load = dict.fromkeys(sorted({p // QUADRANT for columns in reads.values() for p in columns}), 0)
-    biased, flattening_first = [layer for layer in layers if layer.bias], not chip.depthwise
-    for layer in (layer for layer in biased if layer.groups > 1):  # each processor's own, in its quadrant
-        for p in reads[layer.name]:
-            load[p // QUADRANT] += passes(layer.c_in)
-    order = sorted(biased, key=lambda x: (not (flattening_first and x.flatten > 1), -x.c_out))
-    for layer in (layer for layer in order if layer.groups == 1):
+    load, first = _depthwise_biases(layers, plan), not chip.depthwise
+    for q, n in load.items():
+        if n > chip.bias_bytes:
+            return [f"quadrant {q}: {n} bytes of depthwise bias, at most {chip.bias_bytes}: use bias=False in some of these layers"]
+    biased = [layer for layer in layers if layer.bias and layer.groups == 1]
+    for layer in sorted(biased, key=lambda x: (not (first and x.flatten > 1), -x.c_out)):
         emptiest = min(load, key=load.get)
         free = chip.bias_bytes - load[emptiest]
         if layer.c_out > free:
             memories = f"the emptiest of the bias memories in use ({len(load)}) has {free} bytes left"
             return [f"{layer.name}: {layer.c_out} biases, {memories}: use bias=False in wide layers, or more processors"]
         load[emptiest] += layer.c_out
-    full = [f"quadrant {q}: {n} bytes of bias, at most {chip.bias_bytes}" for q, n in load.items() if n > chip.bias_bytes]
-    return [f"{sentence}: use bias=False in depthwise layers" for sentence in full]
+    return []
+
+
+def _depthwise_biases(layers: Layers, plan: Placement) -> dict[int, int]:
+    """Bytes of bias by quadrant in use: those of depthwise layers lie in the quadrants of their own processors."""
+    load: dict[int, int] = {}
+    for layer in (layer for layer in layers if layer.inputs and layer.kind != "concat"):
+        own = passes(layer.c_in) if layer.bias and layer.groups > 1 else 0
+        for p in plan.columns(layer.inputs[0], layer.c_in):
+            load[p // QUADRANT] = load.get(p // QUADRANT, 0) + own
+    for p in plan.columns(layers[-1].name, layers[-1].c_out):
+        load.setdefault(p // QUADRANT, 0)
+    return dict(sorted(load.items()))
 
 
 def _whole(layers: Layers) -> list[str]:
