@@ -33,17 +33,17 @@ def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactMode
     if "graph" not in state:
         from qatlib.export import quantize_model
 
-        _refuse_without_qat(model)
         state = quantize_model(model, input_shape=input_shape).state_dict()
+        _refuse_without_qat(model)
     return CompactModel.from_state_dict({key: value.cpu().numpy() for key, value in state.items()})
 
 
 def _refuse_without_qat(model) -> None:
-    """Raise ValueError naming the first layer without bits. Where batch norm is not fused yet, another refusal comes first."""
-    modules = model.named_modules() if hasattr(model, "named_modules") else ()
-    layers = {name: module for name, module in modules if hasattr(module, "weight_bits") and module.op is not None}
-    without = [name for name, layer in layers.items() if not layer.weight_bits.item()]
-    if without and not any(layer.bn is not None for layer in layers.values()):
+    """Raise ValueError naming the first layer with weights and no bits."""
+    from qatlib.ai8x.graph import unwrap
+
+    layers = {name: module for name, module in unwrap(model).named_modules() if hasattr(module, "weight_bits")}
+    if without := [name for name, layer in layers.items() if layer.op is not None and not layer.weight_bits.item()]:
         raise ValueError(
             f"{without[0]}: QAT was never on (weight_bits is 0); call initiate_qat(model, policy) and train, or give "
             "quantize_model(model, bit_width=8) for post-training quantization"
