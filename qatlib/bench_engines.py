@@ -1,7 +1,8 @@
 """Engines x networks x bits: do all engines give the same integers, how long does one picture take, how large are the files?
 
 Every engine of an exported folder is compared with the NumPy integers (`check_folder`), and timed one picture at a time on one
-thread, in rounds that all engines share, beside the float network in plain torch. The C program times itself.
+thread, in rounds that all engines share, beside the float network in plain torch. The C program times itself; it skips weights
+that are zero, so their share is printed with each network.
 """
 
 import copy
@@ -19,6 +20,7 @@ from qatlib.bench_steps import interleaved
 
 FP32 = "torch FP32"
 MIXED = {"conv1": {"weight_bits": 8}, "conv3": {"weight_bits": 2}, "up6": {"weight_bits": 8}, "head": {"weight_bits": 8}}
+SHIFT = {"shift_quantile": 0.99}  # with 1, most 4- and 2-bit weights of this network would be zero
 FILES = ("model_8bit.pth", "model.onnx", "c", "max78000")
 
 
@@ -33,7 +35,7 @@ def networks(quick: bool = False) -> dict[str, tuple[nn.Module, nn.Module]]:
     people = torch.from_numpy(to_codes(load("figures", "train", 8 if quick else 64, progress=False).images)) / 128
     forms = {"8 bits": (8, {}), "4 bits": (4, {}), "2 bits": (2, {}), "8, 4 and 2 bits": (4, MIXED)}
     made = {
-        f"PoseTiny, {name}": (pose, break_it.quantized(pose, people, weight_bits=bits, overrides=overrides))
+        f"PoseTiny, {name}": (pose, break_it.quantized(pose, people, weight_bits=bits, overrides=overrides, **SHIFT))
         for name, (bits, overrides) in forms.items()
     }
     residual = break_it.quantized(spotter.float_model, spotter.x, weight_bits=8)
@@ -82,7 +84,7 @@ def picture_times(folder: Path, network: tuple[nn.Module, nn.Module], code: np.n
 
 
 def engines(rounds: int, quick: bool = False) -> dict[str, dict]:
-    """By network: `rows` (engine, pictures, outputs, differing and, where there is a time, ms and ratio) and `bytes` by file."""
+    """By network: `rows` (engine, pictures, outputs, differing; ms and ratio where there is a time), `bytes` by file, `zeros`."""
     threads, result = torch.get_num_threads(), {}
     torch.set_num_threads(1)
     try:
@@ -101,20 +103,22 @@ def _measured(network: tuple[nn.Module, nn.Module], rounds: int, n: int) -> dict
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "net"
         written = {row.file: row.size for row in export_all(network[1], folder)}
-        checked = check_folder(folder, n, network[1])
-        times = picture_times(folder, network, pictures(as_compact(folder / "model_8bit.pth"), 4)[-1:], rounds)
+        checked, compact = check_folder(folder, n, network[1]), as_compact(folder / "model_8bit.pth")
+        times = picture_times(folder, network, pictures(compact, 4)[-1:], rounds)
     rows = [{"engine": FP32, "pictures": 0, "outputs": 0, "differing": 0} | times[FP32]]
     for engine in checked:
         counts = {"pictures": engine.pictures, "outputs": engine.outputs, "differing": engine.differing}
         rows.append({"engine": engine.name} | counts | times.get(engine.name, {}))
     floats = file_bytes(plain(network[0]).state_dict())
-    return {"rows": rows, "bytes": {"FP32 weights": floats} | {name: written[name] for name in FILES if name in written}}
+    weights = np.concatenate([compact.weight(op["layer"]).ravel() for op in compact.ops if "weight_bits" in op])
+    sizes = {"FP32 weights": floats} | {name: written[name] for name in FILES if name in written}
+    return {"rows": rows, "bytes": sizes, "zeros": float((weights == 0).mean())}
 
 
 def print_engines(result: dict[str, dict]) -> None:
     print(f"\n{'':<24}{'pictures':>9}{'differing outputs':>27}{'ms a picture':>14}{'/ FP32':>8}")
     for name, part in result.items():
-        print(name)
+        print(f"{name} ({100 * part['zeros']:.0f} % of the weights are zero)")
         for row in part["rows"]:
             count = f"{row['differing']:,} of {row['outputs']:,}" if row["pictures"] else ""
             pace = f"{row['ms']:>14.3f}{row['ratio']:>8.2f}" if "ms" in row else ""

@@ -77,6 +77,7 @@ def test_the_engines_are_compared_and_timed():
     assert list(result) == ["PoseTiny, 8 bits", "PoseTiny, 4 bits", "PoseTiny, 2 bits", "PoseTiny, 8, 4 and 2 bits",
                             "Spotter (residual), 8 bits"]  # fmt: skip
     for part in result.values():
+        assert 0 < part["zeros"] < 0.9
         rows = {row["engine"]: row for row in part["rows"]}
         assert {"torch FP32", "torch, fake-quantized", "NumPy integers (ref.)", "ONNX Runtime"} < rows.keys()
         assert not any(row["differing"] for row in rows.values())
