@@ -1,144 +1,22 @@
-"""What QAT costs: training steps of the same network quantized, plain, and with torch's own fake quantization.
+"""Measure speed on this machine: `python -m qatlib.bench`, or `make bench`.
 
-`python -m qatlib.bench` (or `make bench`) prints this table, and how everything else grows (`bench_growth`). The machine's
-other work moves all variants alike, because they take turns: every round runs one step of each, in an order that rotates.
+Three parts, each with its own table: training steps (`bench_steps`), the engines of an exported network (`bench_engines`), and
+how everything grows (`bench_growth`).
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
-import time
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from qatlib import ai8x
+from qatlib.bench_engines import engines, print_engines
+from qatlib.bench_growth import growth, print_growth
+from qatlib.bench_steps import Nine, print_steps, training_steps
 from qatlib.files import write_atomic
 
-QAT, QAT_QUANTILE, BN, NO_BN, TORCH_FAKE = (
-    "qatlib QAT", "qatlib QAT, shift_quantile 0.995", "torch conv+BN+ReLU", "torch conv+ReLU", "torch fake_quantize",
-)  # fmt: skip
-
-
-class Nine(nn.Module):
-    """Nine 3x3 convolutions, five max-pools and a linear layer: (N, 3, 64, 64) -> (N, 10); 395,306 parameters."""
-
-    input_shape = (3, 64, 64)
-    channels = (3, 16, 32, 64, 64, 64, 128, 64, 128, 64)
-    pooled = (1, 2, 4, 6, 8)
-
-    def __init__(self, width: float = 1.0):
-        super().__init__()
-        channels = [3, *(int(width * c) for c in self.channels[1:])]
-        self.body = nn.Sequential()
-        for i, (c_in, c_out) in enumerate(zip(channels, channels[1:])):
-            layer = ai8x.FusedMaxPoolConv2dBNReLU if i in self.pooled else ai8x.FusedConv2dBNReLU
-            self.body.append(layer(c_in, c_out, 3, padding=1))
-        self.head = ai8x.Linear(4 * channels[-1], 10, bias=True, wide=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(x).flatten(1))
-
-
-class TorchFakeQuantize(nn.Module):
-    """A convolution or product with torch's own 8-bit fake quantization of its weights and outputs."""
-
-    def __init__(self, op: nn.Module, relu: bool):
-        super().__init__()
-        self.op, self.relu = op, relu
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        w = self.op.weight
-        weight = torch.fake_quantize_per_tensor_affine(w, w.detach().abs().max() / 127, self.zero_point, -128, 127)
-        if isinstance(self.op, nn.Linear):
-            y = F.linear(x, weight, self.op.bias)
-        elif isinstance(self.op, nn.ConvTranspose2d):
-            y = F.conv_transpose2d(x, weight, self.op.bias, self.op.stride, self.op.padding, self.op.output_padding)
-        else:
-            y = F.conv2d(x, weight, self.op.bias, self.op.stride, self.op.padding)
-        y = F.relu(y) if self.relu else y
-        return torch.fake_quantize_per_tensor_affine(y, 1 / 128, 0, -128, 127)
-
-
-def twin(model: nn.Module, variant: str) -> nn.Module:
-    """A sequential ai8x network, rebuilt from plain torch modules with its pooling, operators and activations."""
-    parts: list[nn.Module] = []
-    for layer in (m for m in model.modules() if isinstance(m, ai8x.QuantizationAwareModule)):
-        relu = layer.activation == "ReLU"
-        op = layer.op
-        parts += [layer.pool] if layer.pool is not None else []
-        parts += [nn.Flatten()] if isinstance(op, nn.Linear) else []
-        if variant == TORCH_FAKE:
-            parts.append(TorchFakeQuantize(op, relu))
-            continue
-        parts.append(op)
-        parts += [layer.bn] if variant == BN and layer.bn is not None else []
-        parts += [nn.ReLU()] if relu else []
-    return nn.Sequential(*parts)
-
-
-def build(network, variant: str) -> nn.Module:
-    """`network()` in training mode, quantized to 8 bits or as its plain torch twin."""
-    torch.manual_seed(0)
-    ai8x.set_device(85, verbose=False)
-    model = network()
-    if variant not in (QAT, QAT_QUANTILE):
-        return twin(model, variant).train()
-    ai8x.fuse_bn_layers(model)
-    share = 0.995 if variant == QAT_QUANTILE else 1.0
-    ai8x.initiate_qat(model, {"start_epoch": 1, "weight_bits": 8, "shift_quantile": share})
-    return model.train()
-
-
-def stepper(model: nn.Module, batch: int, input_shape: tuple[int, ...]):
-    """A function that runs one training step: forward, backward, SGD with momentum."""
-    x = (torch.rand(batch, *input_shape) * 256).floor().sub(128).div(128)
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3, momentum=0.9)
-    target = torch.zeros_like(model(x))
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.mse_loss(model(x), target).backward()
-        optimizer.step()
-
-    return step
-
-
-def interleaved(steps: dict, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds of every step function in every round; the order rotates from round to round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for i in range(-warmup, rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            steps[name]()
-            if i >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def training_steps(network: type[nn.Module], rounds: int, batch: int = 32) -> dict[str, dict[str, float]]:
-    """By variant: median milliseconds of a training step, and the medians over the rounds of its ratio to the two plain ones.
-
-    A ratio is taken within a round, between steps that ran within the same second.
-    """
-    variants = (QAT, QAT_QUANTILE, BN, NO_BN, TORCH_FAKE)
-    times = interleaved({name: stepper(build(network, name), batch, network.input_shape) for name in variants}, rounds)
-    return {
-        name: {"ms": 1e3 * statistics.median(times[name])}
-        | {plain: statistics.median(a / b for a, b in zip(times[name], times[plain])) for plain in (BN, NO_BN)}
-        for name in variants
-    }
-
-
-def print_steps(name: str, steps: dict[str, dict[str, float]]) -> None:
-    print(f"\n{name:<34}{'ms a step':>12}{'/ with BN':>12}{'/ without BN':>14}")
-    for variant, row in steps.items():
-        print(f"{variant:<34}{row['ms']:>12.1f}{row[BN]:>12.2f}{row[NO_BN]:>14.2f}")
+PARTS = ("steps", "engines", "growth")
 
 
 def machine() -> dict:
@@ -149,12 +27,12 @@ def machine() -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = "Measure training steps, and how everything else grows."
+    description = "Measure training steps, the engines of an exported network, and how everything else grows."
     parser = argparse.ArgumentParser(prog="python -m qatlib.bench", description=description)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved training steps (default: 15)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved steps or pictures (default: 15)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads of the training steps (default: 2)")
     parser.add_argument("--batch", type=int, default=32, help="pictures a training step (default: 32)")
-    parser.add_argument("--only", choices=("steps", "growth"), help="measure one of the two parts")
+    parser.add_argument("--only", choices=PARTS, help="measure one of the three parts")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, not how fast")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE, too")
     options = parser.parse_args(arguments)
@@ -162,22 +40,31 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
     torch.set_num_threads(options.threads)
-    from qatlib.bench_growth import growth, print_growth
-    from qatlib.pose.model import PoseTiny
-
     result: dict = machine()
     print(", ".join(f"{key} {value}" for key, value in result.items()))
-    if options.only != "growth":
-        result["steps"] = {}
-        for network in (Nine, PoseTiny):
-            result["steps"][network.__name__] = training_steps(network, options.rounds, options.batch)
-            print_steps(f"{network.__name__}, batch {options.batch}", result["steps"][network.__name__])
-    if options.only != "steps":
-        result["growth"] = growth(options.quick)
-        print_growth(result["growth"])
+    for part in PARTS if options.only is None else (options.only,):
+        result[part] = measure(part, options)
     if options.json:
         write_atomic(options.json, json.dumps(result, indent=1).encode())
     return 0
+
+
+def measure(part: str, options: argparse.Namespace):
+    """Run one part and print its table."""
+    from qatlib.pose.model import PoseTiny
+
+    if part == "engines":
+        result = engines(options.rounds, options.quick)
+        print_engines(result)
+    elif part == "growth":
+        result = growth(options.quick)
+        print_growth(result)
+    else:
+        result = {}
+        for network in (Nine, PoseTiny):
+            result[network.__name__] = training_steps(network, options.rounds, options.batch)
+            print_steps(f"{network.__name__}, batch {options.batch}", result[network.__name__])
+    return result
 
 
 if __name__ == "__main__":

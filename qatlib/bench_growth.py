@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from qatlib import ai8x
-from qatlib.bench import QAT, Nine, build, stepper
+from qatlib.bench_steps import QAT, Nine, build, stepper
 
 REPEATS = 3
 

@@ -111,6 +111,8 @@ def test_bad_checkpoints_are_refused_by_name():
             quantize_checkpoint(state)
     with pytest.raises(ValueError, match="no ai8x layer"):
         quantize_checkpoint(torch.nn.Conv2d(1, 1, 1).state_dict())
+    with pytest.raises(ValueError, match="plain.weight belongs to no ai8x layer.*; build that layer from ai8x"):
+        quantize_checkpoint({**one_layer()[0], "plain.weight": torch.randn(4, 4), "plain.bias": torch.randn(4)})
     with pytest.raises(ValueError, match="conv: activation_threshold is missing"):
         quantize_checkpoint({"conv.op.weight": torch.zeros(1, 1, 1, 1), "conv.weight_bits": torch.tensor([8])})
     block = torch.nn.ModuleDict({"first": ai8x.FusedConv2dBNReLU(2, 3, 3)})

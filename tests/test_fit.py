@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qatlib.ai8x.describe import Layers
 from qatlib.ai8x.meter import fit
 from qatlib.ai8x.placement import place
 from qatlib.ai8x.plan import LayerSpec, cycles, kernel_words, processors
@@ -117,20 +118,27 @@ def test_violations_name_layer_rule_and_remedy():
             "w_out": 16,
             "kernel": (3, 3),
             "padding": 1,
+            "inputs": ("input",),
         }
-        return fit([LayerSpec("bad", inputs=("input",), **(base | form))], device=85).violations
+        return fit([LayerSpec("bad", **(base | form))], device=85).violations
 
     assert broken() == []
     for form, rule, remedy in [
         ({"stride": 2}, "stride 2", "pool in front of the layer, or fold the input"),
         ({"kernel": (5, 5)}, "kernel (5, 5)", "two 3x3 layers"),
         ({"c_in": 1025}, "1025 channels", "use fewer"),
-        ({"h_in": 128, "w_in": 128}, "data memory holds 8192", "fold the input"),
+        ({"h_in": 200, "w_in": 200}, "data memory holds 8192", "fold the input, or pool earlier; the chip can stream"),
         ({"h_in": 1024, "w_in": 1, "h_out": 1024, "w_out": 1}, "1024 rows or columns", "crop"),
         ({"c_out": 513, "bias": True}, "a bias for 513 outputs", "bias=False"),
         ({"groups": 3}, "3 groups", "groups=1"),
         ({"pool": (17, 17), "pool_stride": (17, 17)}, "at most 16", "two steps"),
         ({"kind": "softmax"}, "no operation of the chip", "outside the network"),
+        ({"kind": "xor", "inputs": ("input", "input")}, "no exact integer form", "use Add or Sub"),
+        ({"kind": "add", "inputs": ("input",) * 17}, "17 operands, at most 16", "two steps"),
+        ({"kernel": (1, 1), "padding": 1}, "padding 1 around a kernel of 1", "at most 0"),
+        ({"pool": (2, 2), "pool_kind": "avg", "pool_rounds": True}, "average pooling with rounding", "round_avg=False"),
+        ({"pool": (2, 2), "pool_kind": "max", "pool_dilation": 2}, "pooling with dilation 2", "dilation 1"),
+        ({"kind": "linear", "rows": 5}, "a linear layer on 5 rows", "flatten first"),
     ]:
         sentence = broken(**form)[0]
         assert sentence.startswith("bad: ") and rule in sentence and remedy in sentence
@@ -138,6 +146,100 @@ def test_violations_name_layer_rule_and_remedy():
     many = [LayerSpec(f"l{i}", "conv2d", 8, 8, 8, 8, 8, 8, (1, 1), inputs=(f"l{i - 1}" if i else "input",)) for i in range(33)]
     assert fit(many, device=85).violations == ["33 layers, the MAX78000 has 32: merge or drop layers"]
     assert fit(many, device=87).fits
+
+
+def layers(*specs):
+    """8x8 layers from (name, inputs, changes): convolutions of 16 channels without a pool."""
+    base = {"kind": "conv2d", "c_in": 16, "c_out": 16, "h_in": 8, "w_in": 8, "h_out": 8, "w_out": 8}
+    return [LayerSpec(name, inputs=tuple(inputs.split()), **base | changes) for name, inputs, changes in specs]
+
+
+def test_every_layer_of_the_chip_counts():
+    deep, source = [], "input"
+    for i in range(10):
+        total = (f"sum{i}", f"{source} b{i}", {"kind": "add"})
+        deep += layers((f"a{i}", source, {}), (f"b{i}", f"a{i}", {}), total, (f"d{i}", f"sum{i}", {}))
+        source = f"d{i}"
+    assert [fit(deep, device=device).layers for device in (85, 87)] == [40, 40]
+    assert fit(deep, device=85).violations == [
+        "40 layers (10 of them copy, pool or add), the MAX78000 has 32: use fewer skip connections, or merge or drop layers"
+    ]
+    assert fit(deep, device=87).fits
+
+
+def test_biases_of_a_layer_lie_within_one_memory():
+    def net(*widths, c_in=64, device=85):
+        sizes = zip((c_in, *widths), widths)
+        specs = [(f"l{i}", f"l{i - 1}" if i else "input", {"c_in": a, "c_out": b, "bias": True, "bits": 1})
+                 for i, (a, b) in enumerate(sizes)]  # fmt: skip
+        return [sentence for sentence in fit(layers(*specs), device=device).violations if "bias" in sentence]
+
+    assert net(300, 300, 300, 300) == net(512, 512, 512, 512) == net(300, 300, 300, 300, 300, device=87) == []
+    assert net(300, 300, 300, 300, 300) == [
+        "l4: 300 biases, the emptiest of the bias memories in use (4) has 212 bytes left: use bias=False in wide layers, "
+        "or more processors"
+    ]
+    assert net(212, 300, 300, 300, 300) == []  # the largest first
+    assert net(*[16] * 32, c_in=16) == [] and "memories in use (1) has 0 bytes" in net(*[16] * 33, c_in=16)[0]
+
+
+def test_biases_of_depthwise_layers_lie_in_their_own_quadrants():
+    form = {"c_in": 2048, "c_out": 2048, "h_in": 1, "w_in": 1, "h_out": 1, "w_out": 1, "groups": 2048, "bias": True, "bits": 1}
+    names = [(f"l{i}", f"l{i - 1}" if i else "input", form) for i in range(5)]
+    assert fit(layers(*names[:4]), device=87).fits
+    assert fit(layers(*names), device=87).violations == [
+        "quadrant 0: 2560 bytes of depthwise bias, at most 2048: use bias=False in some of these layers"
+    ]
+
+
+def test_rules_of_the_larger_chip():
+    def broken(device, **form):
+        base = {"kind": "conv2d", "c_in": 12, "c_out": 12, "h_in": 16, "w_in": 16, "h_out": 16, "w_out": 16}
+        return fit([LayerSpec("bad", inputs=("input",), **base | form)], device=device).violations
+
+    pool = {"kind": "pool", "c_in": 128, "c_out": 128, "h_out": 8, "w_out": 8, "pool": (2, 2), "pool_stride": (2, 2)}
+    assert broken(87, **pool) == [] and "pooling 128 channels without a convolution, at most 64" in broken(85, **pool)[0]
+    assert broken(87, groups=12) == []
+    for form in ({"groups": 2}, {"groups": 12, "c_out": 24}):
+        assert "the chip has 1 or depthwise: use groups=1" in broken(87, **form)[0]
+    padded = {"kind": "conv1d", "c_in": 100, "w_in": 1, "w_out": 1, "kernel": (3, 1), "padding": 1}
+    assert broken(85, **padded) == [] and broken(87, **padded) == [
+        "bad: padding 1 with 100 channels, of Conv1d at most 64: use padding=0"
+    ]
+
+
+def test_a_large_picture_is_read_in_chw_by_the_first_layer_alone():
+    pool = {"pool": (2, 2), "pool_stride": (2, 2), "pool_kind": "max"}
+    first = ("a", "input", {"c_in": 3, "h_in": 128, "w_in": 128, "h_out": 64, "w_out": 64, **pool})
+    second = {"h_in": 64, "w_in": 64, "h_out": 32, "w_out": 32, **pool}
+    result = fit(layers(first, ("b", "a", second)), device=85)
+    assert result.fits and list(result.placement.columns_of("a")) == [0, 4, 8] and result.memory.size["input"] == 128 * 128
+    assert [p for p, words in enumerate(result.placement.used[:16]) if words > result.placement.words["b"]] == [0, 4, 8]
+    import matplotlib.pyplot as plt
+
+    axes = result.plot()
+    assert len(axes.patches) == 4
+    plt.close(axes.figure)
+    for changes in ({"c_in": 17}, {"h_in": 256, "w_in": 256}, {"kind": "pool"}):
+        again = fit(layers((*first[:2], first[2] | changes)), device=85).violations
+        assert "the chip can stream its first layers, which is not planned here" in again[0]
+
+
+def test_what_concerns_the_whole_network_is_judged_too():
+    def sentences(*specs, device=85):
+        return fit(layers(*specs), device=device).violations
+
+    assert sentences(("a", "input", {"c_out": 6}), ("b", "input", {"c_out": 5}), ("cat", "a b", {"kind": "concat", "c_in": 11}),
+                     ("c", "cat", {"c_in": 11})) == [
+        "cat: a joined with channels that are no multiple of 4: only the last part may have such"]  # fmt: skip
+    assert sentences(("a", "input", {}), ("b", "a", {}), ("c", "a", {})) == [
+        "the outputs are b, c, the chip unloads that of the last layer: end with one layer, or split the network"
+    ]
+    assert sentences(("a", "input", {"layer": "x"}), ("b", "a", {"layer": "x"})) == [
+        "x: its weights are used twice: give each call a layer of its own"
+    ]
+    unused = Layers(layers(("a", "input", {}), ("b", "input", {}), ("c", "a", {})), ("c",))
+    assert fit(unused, device=85).violations == ["b: nothing reads it: drop it"]
 
 
 def residual():
@@ -158,19 +260,42 @@ def test_a_sum_rides_in_front_of_the_next_layer():
     sequence = steps(residual())
     assert [(s.layer.name, s.kind, s.eltwise) for s in sequence] == [
         ("conv1", "conv2d", None), ("conv1", "copy", None), ("conv2", "conv2d", None), ("conv3", "conv2d", "add")]  # fmt: skip
-    assert [(s.block, s.lane, s.lanes) for s in sequence] == [("conv1", 0, 1), ("sum", 0, 2), ("sum", 1, 2), ("conv3", 0, 1)]
+    assert [(s.block, s.lane, s.lanes) for s in sequence] == [("conv1", 0, 1), ("sum<", 0, 2), ("sum<", 1, 2), ("conv3", 0, 1)]
     memory = data_memory(sequence)
-    assert memory.size["sum"] == 2 * memory.size["conv1"] and not memory.problem
+    assert memory.size["sum<"] == 2 * memory.size["conv1"] and not memory.problem
+
+
+def chained_sums():
+    """y1 = y0 + f(y0), y2 = y1 + g(y1): the first sum is read twice, so that no convolution can carry it along."""
+
+    def layer(name, *inputs, kind="conv2d", c_in=16):
+        return LayerSpec(name, kind, c_in, 16, 8, 8, 8, 8, (3, 3), 1, inputs=inputs)
+
+    return [
+        layer("y0", "input", c_in=3),
+        layer("f", "y0"),
+        layer("y1", "y0", "f", kind="add"),
+        layer("g", "y1"),
+        layer("y2", "y1", "g", kind="sub"),
+    ]
+
+
+def test_a_sum_of_its_own_does_not_overwrite_its_operands():
+    memory = data_memory(sequence := steps(chained_sums()))
+    for step in (step for step in sequence if step.kind in ("add", "sub")):
+        low, operands = memory.offset[step.block], memory.offset[step.source]
+        assert low + memory.size[step.block] <= operands or operands + memory.size[step.source] <= low
 
 
 def test_data_memory_never_overlaps_what_is_needed():
-    for net in (ACCEPTED, residual(), chain("64", "64", "64", size=44)):
+    for net in (ACCEPTED, residual(), chained_sums(), chain("64", "64", "64", size=44)):
         sequence = steps(net)
         memory = data_memory(sequence)
         assert not memory.problem
         for i, step in enumerate(sequence):
             needed = {s.source for s in sequence[i:] if any(s.source == e.block for e in sequence[:i]) or s.source == "input"}
             low = memory.offset[step.block]
+            assert step.source != step.block and (step.lanes > 1 or step.block not in needed)
             for other in needed - {step.block}:
                 assert low + memory.size[step.block] <= memory.offset[other] or memory.offset[other] + memory.size[other] <= low
     assert "data memory exhausted" in data_memory(steps(chain("64", "64", size=80))).problem
@@ -207,6 +332,33 @@ def test_from_torch_networks_before_and_after_quantization():
         layer.init_module(4, 4, True)
     assert fit(net, device=85).weight_bytes == before / 2
     assert {row.bits for row in fit(net, device=85).rows} == {0, 4}
+
+
+def test_a_trained_network_is_judged_as_its_export_is():
+    torch = pytest.importorskip("torch")
+    from qatlib import ai8x
+
+    class Net(torch.nn.Module):
+        input_shape = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.twice, self.xor = ai8x.Conv2d(3, 8, 1), ai8x.Conv2d(8, 8, 1), ai8x.BitwiseXor()
+            self.head = ai8x.FusedAvgPoolConv2d(8, 4, 1)
+            self.rows = ai8x.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.twice(self.twice(self.conv(x)))
+            return self.rows(self.head(self.xor(x, x))), x
+
+    ai8x.set_device(85, round_avg=True, verbose=False)
+    try:
+        text = str(fit(Net()))
+    finally:
+        ai8x.set_device(85, verbose=False)
+    for words in ("xor: bitwise xor", "head: average pooling with rounding", "twice: its weights are used twice",
+                  "rows: a linear layer on 16 rows", "the outputs are rows, twice@1, the chip unloads"):  # fmt: skip
+        assert words in text
 
 
 def test_bad_arguments():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qatlib.ai8x.describe import describe
-from qatlib.ai8x.limits import bias_bytes, chip_layers, violations
+from qatlib.ai8x.limits import bias_bytes, violations
 from qatlib.ai8x.placement import Placement, place
 from qatlib.ai8x.plan import CLOCK_HZ, DEVICES, PROCESSORS, LayerSpec, cycles, kernel_words, processors
 from qatlib.ai8x.steps import Memory, data_memory, steps
@@ -38,7 +38,10 @@ class Row:
 
 @dataclass
 class Fit:
-    """Result of `fit`: `rows` a layer, totals, `violations` (sentences with remedies); `print` it, or `plot()` it."""
+    """Result of `fit`: `rows` a layer, totals, `violations` (sentences with remedies); `print` it, or `plot()` it.
+
+    `layers` counts the chip's own, as the vendor's tool does: copies for skip connections and sums or pools by themselves, too.
+    """
 
     device: int
     rows: list[Row]
@@ -117,9 +120,10 @@ class Fit:
         plan, hatches = self.placement, ("", "//", "..", "xx")
         colours = [colour for name, colour in PALETTE.items() if name != "black"]
         for i, (name, offset) in enumerate(sorted(plan.offset.items(), key=lambda item: item[1])):
-            start, count, words = plan.start[name], plan.count[name], plan.words[name]
+            start, words = plan.start[name], plan.words[name]
+            runs, height = (range(start, start + 1), plan.count[name]) if plan.step[name] == 1 else (plan.columns_of(name), 1)
             style = {"facecolor": colours[i % len(colours)], "hatch": hatches[i // len(colours) % 4], "edgecolor": "white"}
-            ax.barh(start + count / 2 - 0.5, words, height=count, left=offset, label=f"{name} ({words})", **style)
+            ax.barh([p + height / 2 - 0.5 for p in runs], words, height=height, left=offset, label=f"{name} ({words})", **style)
         ax.axvline(min(DEVICES[self.device].words), color="black", linestyle="--", linewidth=1)
         ax.set(
             xlim=(0, max(DEVICES[self.device].words)), ylim=(PROCESSORS - 0.5, -0.5), xlabel="word (72 bits)", ylabel="processor"
@@ -161,10 +165,11 @@ def fit(model, input_shape: tuple[int, ...] | None = None, device: int | None = 
     layers = describe(model, input_shape)
     if not layers:
         raise ValueError("the network has no layer; give a network made of ai8x layers")
-    plan = place(layers, device)
+    plan, sequence = place(layers, device), []
     try:
-        memory = data_memory(steps(layers), device)
+        sequence = steps(layers, device)
+        memory = data_memory(sequence, device)
     except ValueError as problem:
         memory = Memory(problem=str(problem))
-    problems = violations(layers, plan, memory, device)
-    return Fit(device, [_row(layer) for layer in layers], plan, memory, problems, chip_layers(layers), bias_bytes(layers))
+    problems, count = violations(layers, plan, memory, sequence, device), len(sequence) or len(layers)
+    return Fit(device, [_row(layer) for layer in layers], plan, memory, problems, count, bias_bytes(layers))

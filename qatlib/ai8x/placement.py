@@ -3,23 +3,39 @@
 from dataclasses import dataclass, field
 from math import ceil
 
-from qatlib.ai8x.plan import DEVICES, PROCESSORS, Device, LayerSpec, kernel_words, processors
+from qatlib.ai8x.plan import DEVICES, PROCESSORS, Device, LayerSpec, channel_first, kernel_words, processors
 
 
 @dataclass
 class Placement:
-    """Result of `place`, by layer: first processor, processors, first word, words. `used[p]`: words in use on processor p.
+    """Result of `place`, by layer: first processor, processors, first word, words, and `step` from one processor to the next.
 
-    `first[name]` is the first processor of every tensor; `problem` is "" when everything fits.
+    `used[p]`: words in use on processor p.
+
+    `first[name]` is the first processor of every tensor, `spread[name]` the distance to its next one (4 for a picture in CHW);
+    `problem` is "" when everything fits.
     """
 
     start: dict[str, int] = field(default_factory=dict)
+    step: dict[str, int] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
     offset: dict[str, int] = field(default_factory=dict)
     words: dict[str, int] = field(default_factory=dict)
     used: list[int] = field(default_factory=lambda: [0] * PROCESSORS)
     first: dict[str, int] = field(default_factory=dict)
+    spread: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+
+
+    def columns(self, tensor: str, channels: int) -> range:
+        """The processors that hold `channels` channels of `tensor`."""
+        first, spread = self.first.get(tensor, 0), self.spread.get(tensor, 1)
+        return range(first, first + spread * processors(channels), spread)
+
+    def columns_of(self, layer: str) -> range:
+        """The processors in whose kernel memory the weights of `layer` lie."""
+        start, step = self.start[layer], self.step[layer]
+        return range(start, start + step * self.count[layer], step)
 
 
 def masks(layers: list[LayerSpec]) -> dict[str, str]:
@@ -52,12 +68,13 @@ def _first_fit(taken: list[list[tuple[int, int]]], columns: range, words: int) -
 def _try_place(layers: list[LayerSpec], starts: dict[str, int], device: Device) -> Placement:
     """Place every layer with its mask beginning where `starts` says (by owner; 0 by default)."""
     plan, owner = Placement(), masks(layers)
+    plan.first = {name: starts.get(group, 0) for name, group in owner.items()}
+    plan.spread = {"input": 4 if channel_first(layers, device) else 1}
     taken: list[list[tuple[int, int]]] = [[] for _ in range(PROCESSORS)]
     weighted = [layer for layer in layers if layer.has_weights]
     everywhere = [layer for layer in weighted if processors(layer.c_in) == PROCESSORS]
     for layer in everywhere + [layer for layer in reversed(weighted) if layer not in everywhere]:
-        start, count, words = starts.get(owner[layer.inputs[0]], 0), processors(layer.c_in), kernel_words(layer)
-        columns = range(start, start + count)
+        columns, words = plan.columns(layer.inputs[0], layer.c_in), kernel_words(layer)
         offset = _first_fit(taken, columns, words)
         full = [p for p in columns if offset + words > device.words[p]]
         if full:
@@ -67,9 +84,8 @@ def _try_place(layers: list[LayerSpec], starts: dict[str, int], device: Device) 
         for p in columns:
             taken[p].append((offset, offset + words))
             plan.used[p] = max(plan.used[p], offset + words)
-        plan.start[layer.name], plan.count[layer.name] = start, count
+        plan.start[layer.name], plan.step[layer.name], plan.count[layer.name] = columns.start, columns.step, len(columns)
         plan.offset[layer.name], plan.words[layer.name] = offset, words
-    plan.first = {name: starts.get(group, 0) for name, group in owner.items()}
     return plan
 
 
@@ -85,13 +101,14 @@ def _joined(layers: list[LayerSpec]) -> dict[str, int]:
     return starts
 
 
-def _balanced(layers: list[LayerSpec], pinned: dict[str, int]) -> dict[str, int]:
+def _balanced(layers: list[LayerSpec], pinned: dict[str, int], device: Device) -> dict[str, int]:
     """First processors that level the load: the widest and heaviest groups first, each where its processors are emptiest."""
     owner, load, heavy, width = masks(layers), [0] * PROCESSORS, {}, {}
     for layer in (layer for layer in layers if layer.has_weights):
         group = owner[layer.inputs[0]]
         heavy[group] = heavy.get(group, 0) + kernel_words(layer)
-        width[group] = max(width.get(group, 0), processors(layer.c_in))
+        spread = 4 if layer is layers[0] and channel_first(layers, device) else 1
+        width[group] = max(width.get(group, 0), spread * processors(layer.c_in))
     joined = {owner[layer.name] for layer in layers if layer.kind == "concat"}
     starts = {}
     for group in sorted(heavy, key=lambda g: (-width[g], -heavy[g])):
@@ -111,6 +128,6 @@ def place(layers: list[LayerSpec], device: int = 85, balance: bool = True) -> Pl
     chip, pinned = DEVICES[device], _joined(layers)
     plan = _try_place(layers, pinned, chip)
     if plan.problem and balance:
-        moved = _try_place(layers, _balanced(layers, pinned), chip)
+        moved = _try_place(layers, _balanced(layers, pinned, chip), chip)
         return moved if not moved.problem else plan
     return plan

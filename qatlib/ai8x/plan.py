@@ -25,11 +25,12 @@ class Device:
     channels: int
     dimension: int
     depthwise: bool
+    pool_channels: int  # that a pool without a convolution can read
 
 
 DEVICES = {
-    85: Device("MAX78000", (768,) * 64, 32_768, 512, 32, 1024, 1023, False),
-    87: Device("MAX78002", tuple(5120 if p % 16 == 0 else 4096 for p in range(64)), 81_920, 2_048, 128, 2048, 2047, True),
+    85: Device("MAX78000", (768,) * 64, 32_768, 512, 32, 1024, 1023, False, 64),
+    87: Device("MAX78002", tuple(5120 if p % 16 == 0 else 4096 for p in range(64)), 81_920, 2_048, 128, 2048, 2047, True, 2048),
 }
 
 
@@ -38,8 +39,8 @@ class LayerSpec:
     """One operation as the chip sees it; `h_in` and `w_in` are before the fused pool. A 1D signal has width 1.
 
     kind: conv2d, conv1d, conv_transpose2d, linear, pool, add, sub, xor, or, concat. `flatten` is the number of pixels a channel
-    that a linear layer reads (its `c_in` then counts channels). `inputs` names the operations it reads, "input" the picture;
-    `layer` is the module that owns the weights (two calls of one module share them).
+    that a linear layer reads (its `c_in` then counts channels), `rows` the vectors it is given (the chip takes one). `inputs`
+    names the operations it reads, "input" the picture; `layer` is the module that owns the weights (two calls share them).
     """
 
     name: str
@@ -62,7 +63,10 @@ class LayerSpec:
     pool: tuple[int, int] = (1, 1)
     pool_stride: tuple[int, int] = (1, 1)
     pool_kind: str | None = None
+    pool_dilation: int = 1
+    pool_rounds: bool = False
     flatten: int = 1
+    rows: int = 1
     inputs: tuple[str, ...] = ()
     layer: str = ""
 
@@ -123,6 +127,17 @@ def kernel_words(layer: LayerSpec, next_processors: int | None = None) -> int:
         kernels = passes(layer.c_in) * passes(layer.c_out) * (next_processors or processors(layer.c_out))
     padding = kernels % packed * (packed - 1)
     return ceil((kernels * layer.bits + padding) * prod(layer.kernel) / WORD_BITS)
+
+
+def channel_first(layers: list[LayerSpec], device: Device) -> bool:
+    """Whether the picture is stored as CHW: one channel a data memory, four times the pixels; only where HWC cannot hold it.
+
+    Only the first layer can read that (ai8x-training README, "Data Memory"), and only it may read the picture.
+    """
+    first = layers[0]
+    alone = first.inputs == ("input",) and not any("input" in layer.inputs for layer in layers[1:])
+    reads = first.kind == "conv2d" and 4 * first.c_in <= PROCESSORS
+    return alone and reads and device.data_bytes // 4 < first.h_in * first.w_in <= device.data_bytes
 
 
 def cycles(layer: LayerSpec) -> int:

@@ -5,8 +5,9 @@ and an operand that is needed elsewhere too is first copied beside the other one
 """
 
 from dataclasses import dataclass, field
+from math import ceil
 
-from qatlib.ai8x.plan import DEVICES, LayerSpec, passes
+from qatlib.ai8x.plan import DEVICES, LayerSpec, channel_first, passes
 
 SUMS = ("add", "sub", "xor", "or")
 ALIGN = 0x100
@@ -38,24 +39,25 @@ class Memory:
     problem: str = ""
 
 
-def steps(layers: list[LayerSpec]) -> list[Step]:
+def steps(layers: list[LayerSpec], device: int = 85) -> list[Step]:
     """The chip's layers for `layers`, in order. Raises ValueError where two concatenations want one tensor in two places."""
     readers: dict[str, list[LayerSpec]] = {}
     for layer in layers:
         for source in layer.inputs:
             readers.setdefault(source, []).append(layer)
     by_name = {layer.name: layer for layer in layers}
-    fused = {layer.name: layer for layer in layers if layer.kind in SUMS and _fuses(readers.get(layer.name, []))}
+    fused = {layer.name: layer for layer in layers if _fuses(layer, readers.get(layer.name, []), device)}
     homes: dict[str, tuple[str, int, int]] = {}  # tensor -> block, lane, lanes
     copies: dict[str, list[tuple[str, str, int, int]]] = {}  # tensor -> copies (name, block, lane, lanes) to make of it
     for layer in layers:
         if layer.kind in SUMS:
             for lane, source in enumerate(layer.inputs):
                 alone = len(readers[source]) == 1 and source in by_name and by_name[source].kind != "concat"
+                block, lanes = operands(layer.name), len(layer.inputs)
                 if alone and source not in fused:
-                    homes[source] = (layer.name, lane, len(layer.inputs))
+                    homes[source] = (block, lane, lanes)
                 else:
-                    copies.setdefault(source, []).append((f"{source}>{layer.name}.{lane}", layer.name, lane, len(layer.inputs)))
+                    copies.setdefault(source, []).append((f"{source}>{layer.name}.{lane}", block, lane, lanes))
         elif layer.kind == "concat":
             for source in layer.inputs:
                 if source in homes or source not in by_name or by_name[source].kind in (*SUMS, "concat"):
@@ -64,9 +66,21 @@ def steps(layers: list[LayerSpec]) -> list[Step]:
     return _sequence(layers, fused, homes, copies)
 
 
-def _fuses(readers: list[LayerSpec]) -> bool:
-    """A sum is computed on the way into its reader, where that is one convolution (or linear layer that flattens nothing)."""
-    return len(readers) == 1 and readers[0].kind in ("conv2d", "conv1d", "linear") and readers[0].flatten == 1
+def operands(name: str) -> str:
+    """The block in which the operands of the sum `name` lie; never the one that the sum is written to."""
+    return f"{name}<"
+
+
+def _fuses(total: LayerSpec, readers: list[LayerSpec], device: int) -> bool:
+    """A sum is computed on the way into its reader, where that is one convolution (or linear layer that flattens nothing).
+
+    The vendor's tool refuses sums in front of a Conv1d, and on the MAX78000 those whose operands and passes differ from 2 and 2
+    where both are above 1.
+    """
+    several, runs = len(total.inputs), passes(total.c_out)
+    alone = device == 85 and runs > 1 and several * runs != several + runs
+    one = len(readers) == 1 and readers[0].kind in ("conv2d", "linear") and readers[0].flatten == 1
+    return total.kind in SUMS and one and not alone
 
 
 def _sequence(layers, fused, homes, copies) -> list[Step]:
@@ -84,11 +98,11 @@ def _sequence(layers, fused, homes, copies) -> list[Step]:
             continue
         total = fused.get(layer.inputs[0]) or (layer if layer.kind in SUMS else None)
         if total:
+            source = operands(total.name)
             reads = tuple(
-                next((name for name, block, lane, _ in copies.get(source, []) if (block, lane) == (total.name, i)), source)
-                for i, source in enumerate(total.inputs)
+                next((name for name, block, lane, _ in copies.get(tensor, []) if (block, lane) == (source, i)), tensor)
+                for i, tensor in enumerate(total.inputs)
             )
-            source = total.name
         else:
             reads = joined[layer.inputs[0]].inputs if layer.inputs[0] in joined else layer.inputs
             source = homes.get(reads[0], (reads[0],))[0]
@@ -111,7 +125,9 @@ def data_memory(sequence: list[Step], device: int = 85) -> Memory:
         last[step.source] = index
         last.setdefault(step.block, len(sequence))
     first = sequence[0].layer
-    pending = [(-1, "input", tensor_bytes(first.c_in, first.h_in, first.w_in))]
+    chw = channel_first([step.layer for step in sequence], DEVICES[device])
+    size = 4 * ceil(first.h_in * first.w_in / 4) if chw else tensor_bytes(first.c_in, first.h_in, first.w_in)
+    pending = [(-1, "input", size)]
     for index, step in enumerate(sequence):
         layer = step.layer
         pending.append((index, step.block, step.lanes * tensor_bytes(step.channels, layer.h_out, layer.w_out, layer.wide)))
@@ -124,7 +140,7 @@ def data_memory(sequence: list[Step], device: int = 85) -> Memory:
         for low, high, _ in sorted(alive):
             offset = -(-high // ALIGN) * ALIGN if low < offset + size and high > offset else offset
         if offset + size > limit and not memory.problem:
-            name = "the input" if block == "input" else block
+            name = "the input" if block == "input" else f"the operands of {block[:-1]}" if block.endswith("<") else block
             memory.problem = f"data memory exhausted: {name} needs {size} bytes in each memory at {offset}, of {limit}"
         memory.offset[block] = offset
         alive.append((offset, offset + size, last.get(block, len(sequence))))

@@ -24,7 +24,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: done and equal, 1: outputs differ, 2: it could not be done (one sentence says why)."""
+    """0: done and equal, 1: outputs differ, 2: it could not be done, or files are missing (one sentence says why)."""
     options = parser().parse_args(arguments)
     from qatlib.export.check import check_folder, export_all, table
 
@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(*results, sep="\n")
     differing = sum(result.differing for result in results)
     print(f"{differing} differing outputs in {len([r for r in results if r.pictures])} engines")
-    return 1 if differing else 0
+    if differing:
+        return 1
+    return 2 if any(result.missing for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,10 @@
 """Write one network for every engine, and prove that all engines give the same integers.
 
-`export_all` fills a folder, `check_folder` runs what it finds there: the fake-quantized torch network, the NumPy integers, ONNX
-Runtime, the compiled C project, and the known answer for the chip.
+`export_all` fills a folder, `check_folder` proves that its files are as they were written and runs them (see `engines`).
 """
 
 import io
 import os
-import shutil
-import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from qatlib.compact import CompactModel
-from qatlib.export.source import answer_rows, as_compact, sample_codes, write_folder
-from qatlib.files import write_atomic
+from qatlib.export.engines import C_FOLDER, CHECKPOINT, CHIP_FOLDER, ENGINES, ONNX, Engine
+from qatlib.export.source import answer_rows, as_compact, recorded, sample_codes, write_folder
+from qatlib.files import sha256, write_atomic
 
-COMPACT, ONNX, CHECKPOINT, C_FOLDER, CHIP_FOLDER = "model_8bit.pth", "model.onnx", "checkpoint.pth", "c", "max78000"
+COMPACT = "model_8bit.pth"
 READERS = {
     COMPACT: "qatlib.export.load_compact, qatlib.integer, torch.load",
     ONNX: "ONNX Runtime and other ONNX engines",
@@ -27,7 +24,6 @@ READERS = {
     C_FOLDER: "any C99 compiler: make check",
     CHIP_FOLDER: "the vendor's ai8xize.py, see its README.md",
 }
-BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -37,25 +33,6 @@ class Written:
     file: str
     size: int
     reader: str
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One result of `check_folder`: of `outputs` integers for `pictures` pictures, `differing` are not the reference's."""
-
-    name: str
-    pictures: int
-    outputs: int
-    differing: int
-    milliseconds: float | None = None
-    note: str = ""
-
-    def __str__(self) -> str:
-        if not self.pictures:
-            return f"{self.name:<24} skipped: {self.note}"
-        pace = "" if self.milliseconds is None else f", {self.milliseconds:.3f} ms a picture"
-        count = f"{self.pictures} picture{'s' if self.pictures > 1 else ''}"
-        return f"{self.name:<24} {self.differing:,} of {self.outputs:,} outputs differ, {count}{pace}"
 
 
 def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = None, input_shape=None) -> list[Written]:
@@ -144,10 +121,11 @@ def pictures(model: CompactModel, n: int) -> np.ndarray:
 
 
 def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[Engine]:
-    """Run every engine found in `folder` on the same n pictures, and count the outputs that differ from the NumPy integers.
+    """Run every engine of `folder` on the same n pictures, and count the outputs that differ from the NumPy integers.
 
     `model`: the torch network the folder was made from, where it is no PoseTiny. Times are one picture's, on one core, in
-    blocks of 16 (C: one by one). Raises FileNotFoundError for a folder without model_8bit.pth, ValueError for n below 1.
+    blocks of 16 (C: one by one). An engine whose files were deleted is listed as missing. Raises FileNotFoundError for a folder
+    without model_8bit.pth, ValueError for n below 1 and, naming the file, for one that is not as it was written.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n is {n!r}; compare at least one picture")
@@ -155,105 +133,54 @@ def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[En
     if not (folder / COMPACT).is_file():
         raise FileNotFoundError(f"no {COMPACT} in {folder}; write the folder with: python -m qatlib.export all CHECKPOINT {folder}")
     compact = CompactModel.load(folder / COMPACT)
+    written = recorded(folder)
+    gone = _missing(folder, written)
     codes = pictures(compact, n)
     begin = time.perf_counter()
     reference = answer_rows(compact, codes)
     results = [Engine("NumPy integers (ref.)", n, reference.size, 0, 1e3 * (time.perf_counter() - begin) / n)]
-    engines = {"torch, fake-quantized": _torch, "ONNX Runtime": _onnx, "C, gcc -O3": _c, "MAX78000 known answer": _chip}
-    for name, engine in engines.items():
-        results += _compare(name, engine(folder, compact, codes, model), reference, n)
+    for name, (part, run) in ENGINES.items():
+        if part in gone:
+            results.append(Engine(name, 0, 0, 0, note=f"{gone[part]}; export the folder again", missing=True))
+        elif not any(_part(file) == part for file in written) and (part != CHECKPOINT or model is None):
+            results.append(Engine(name, 0, 0, 0, note=NOT_WRITTEN[part]))
+        else:
+            results.append(_compared(name, run(folder, compact, codes, model), reference, n))
     return results
 
 
-def _compare(name: str, outcome, reference: np.ndarray, n: int) -> list[Engine]:
-    """`outcome`: None (nothing to run), a reason for skipping, an `Engine`, or (rows of outputs, milliseconds a picture)."""
-    if outcome is None:
-        return []
+NOT_WRITTEN = {
+    CHECKPOINT: "no checkpoint.pth, which is written for PoseTiny only; give check_folder(..., model=the network)",
+    ONNX: "the folder was written without model.onnx",
+    C_FOLDER: "the folder was written without c",
+    CHIP_FOLDER: "the network does not fit the chip, so the folder was written without max78000",
+}
+
+
+def _part(file: str) -> str:
+    return file.partition("/")[0]
+
+
+def _missing(folder: Path, written: dict[str, str]) -> dict[str, str]:
+    """The first deleted file of each part of `folder`. Raises ValueError for a file that is not as it was written."""
+    gone: dict[str, str] = {}
+    for file, digest in written.items():
+        path = folder / file
+        if not path.is_file():
+            gone.setdefault(_part(file), file)
+        elif sha256(path.read_bytes()).hex() != digest:
+            raise ValueError(f"{path} was edited or damaged after it was written; export the folder again")
+    return gone
+
+
+def _compared(name: str, outcome, reference: np.ndarray, n: int) -> Engine:
+    """`outcome`: a reason for not running, an `Engine`, or (rows of outputs, milliseconds a picture)."""
     if isinstance(outcome, str):
-        return [Engine(name, 0, 0, 0, note=outcome)]
+        return Engine(name, 0, 0, 0, note=outcome)
     if isinstance(outcome, Engine):
-        return [outcome]
+        return outcome
     rows, milliseconds = outcome
-    return [Engine(name, n, reference.size, int((rows != reference).sum()), milliseconds)]
-
-
-def _timed(run, codes: np.ndarray) -> tuple[np.ndarray, float]:
-    """Outputs of all blocks, after one that warms up, and milliseconds a picture."""
-    run(codes[:1])
-    begin = time.perf_counter()
-    rows = np.concatenate([run(codes[i : i + BLOCK]) for i in range(0, len(codes), BLOCK)])
-    return rows, 1e3 * (time.perf_counter() - begin) / len(codes)
-
-
-def _rows(outputs, count: int) -> np.ndarray:
-    return np.concatenate([np.asarray(y).reshape(count, -1) for y in outputs], axis=1)
-
-
-def _torch(folder: Path, compact: CompactModel, codes: np.ndarray, model):
-    if model is None and not (folder / CHECKPOINT).is_file():
-        return None
-    import torch
-
-    from qatlib.train_pose_tiny import load_model
-
-    network = (load_model(folder / CHECKPOINT) if model is None else model).eval()
-    device = next(network.parameters()).device
-    exponents = [output["exponent"] for output in compact.graph["outputs"]]
-
-    @torch.no_grad()
-    def run(block: np.ndarray) -> np.ndarray:
-        outputs = network(torch.from_numpy(block).to(device, torch.float32) / 128)
-        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-        integers = [y.double().cpu().numpy() * 2.0**-exponent for y, exponent in zip(outputs, exponents, strict=True)]
-        return _rows(integers, len(block))
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _timed(run, codes)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _onnx(folder: Path, compact: CompactModel, codes: np.ndarray, _):
-    if not (folder / ONNX).is_file():
-        return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
-    names = [output["op"] for output in compact.graph["outputs"]]
-    return _timed(lambda block: _rows(session.run(names, {"codes": block}), len(block)), codes)
-
-
-def _c(folder: Path, compact: CompactModel, codes: np.ndarray, _):
-    source = folder / C_FOLDER
-    if not source.is_dir():
-        return None
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return "no C compiler here; install gcc"
-    with tempfile.TemporaryDirectory() as temporary:
-        program, given, found = (Path(temporary) / name for name in ("network", "in.bin", "out.bin"))
-        sources = [str(source / name) for name in ("main.c", "network.c", "engine.c")]
-        build = [compiler, "-O3", "-std=c99", "-o", str(program), *sources]
-        built = subprocess.run(build, capture_output=True, text=True)
-        if built.returncode:
-            raise ValueError(f"{source} does not compile: {built.stderr.strip().splitlines()[0]}; export it again")
-        codes.tofile(given)
-        ran = subprocess.run([program, given, found], capture_output=True, text=True)
-        if ran.returncode:
-            raise ValueError(f"the C program of {source} failed: {ran.stderr.strip() or ran.returncode}; export it again")
-        rows = np.fromfile(found, np.int32).reshape(len(codes), -1)
-        return rows, float(ran.stdout.split(",")[1].split()[0])
-
-
-def _chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
-    found = sorted((folder / CHIP_FOLDER).glob("expected_*.npy"))
-    if not found:
-        return None
-    sample = np.load(found[0].with_name(found[0].name.replace("expected_", "sample_")))
-    expected = np.load(found[0]).ravel()
-    rows = answer_rows(compact, sample_codes(compact, sample))[0]
-    return Engine("MAX78000 known answer", 1, rows.size, int((rows != expected).sum()))
+    if rows.shape != reference.shape:
+        shapes = f"{rows.shape[1]} outputs a picture, the network has {reference.shape[1]}"
+        raise ValueError(f"{name}: {shapes}; the file belongs to another network, export the folder again")
+    return Engine(name, n, reference.size, int((rows != reference).sum()), milliseconds)

@@ -30,8 +30,8 @@ def quantize_checkpoint(
     differs.
     `default_bits` is used for layers that carry no bits (the vendor assumes 8); without it they are refused.
 
-    Raises ValueError naming the layer: batch norm not fused, QAT never on, NaN or infinite weights, or no ai8x layer at
-    all.
+    Raises ValueError naming the layer: batch norm not fused, QAT never on, NaN or infinite weights, weights outside an
+    ai8x layer, or no ai8x layer at all.
 
     Source: ai8x-synthesis, izer/quantize.py (QATv2), MAX_BIT_SHIFT method.
     """
@@ -68,6 +68,11 @@ def _check_whole(state: Mapping, layers: list[str]) -> None:
     if normalised := [key for key in state if key.endswith("running_mean")]:
         name = normalised[0].removesuffix(".running_mean").removesuffix(".bn")
         raise ValueError(f"{name}: its batch normalisation is not fused; call fuse_bn_layers(model) and train with QAT")
+    if plain := [key for key in state if key.endswith("weight") and not key.endswith(WEIGHT)]:
+        raise ValueError(
+            f"{plain[0]} belongs to no ai8x layer, so it has no bits and no threshold to be quantized with; build that layer "
+            "from ai8x, or take it out of the state dict"
+        )
 
 
 def _check_forms(state: Mapping, name: str) -> None:

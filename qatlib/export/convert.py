@@ -54,7 +54,7 @@ def compact_from_checkpoint(model: nn.Module, state_dict: dict[str, torch.Tensor
         raise TypeError(f"the checkpoint is a {type(state_dict).__name__}; give a state dict")
     if missing := layers.keys() - {key.removesuffix(WEIGHT) for key in state_dict if key.endswith(WEIGHT)}:
         raise ValueError(f"{min(missing)}: the checkpoint has no such layer; give the one that belongs to {type(root).__name__}")
-    codes = {name: _stored_codes(name, state_dict) for name in layers}
+    codes = {name: stored_codes(name, state_dict) for name in layers}
     state = {}
     for name, module in root.named_modules():
         if isinstance(module, (QuantizationAwareModule, Eltwise)):
@@ -152,7 +152,8 @@ def _layer_codes(name: str, layer: QuantizationAwareModule) -> LayerCodes:
                       _whole(name, "final_scale", layer.final_scale))  # fmt: skip
 
 
-def _stored_codes(name: str, state: dict[str, torch.Tensor]) -> LayerCodes:
+def stored_codes(name: str, state: dict[str, torch.Tensor]) -> LayerCodes:
+    """One layer's integers from the vendor's checkpoint. Raises ValueError where it holds none."""
     bits = int(state[f"{name}.weight_bits"].item())
     weight, bias = state[f"{name}.op.weight"], state.get(f"{name}.op.bias")
     bias = None if bias is None else bias / 2.0 ** (bits - 1)

@@ -12,11 +12,10 @@ import numpy as np
 
 from qatlib.ai8x.describe import describe
 from qatlib.ai8x.meter import Fit, fit
-from qatlib.ai8x.plan import DEVICES, processors
+from qatlib.ai8x.plan import DEVICES
 from qatlib.ai8x.steps import Step, steps
 from qatlib.compact import CompactModel
-from qatlib.compact_graph import WEIGHTED
-from qatlib.export.source import answer_rows, as_compact, check_accumulators, last_uses, sample_codes, write_folder
+from qatlib.export.source import answer_rows, as_compact, check_accumulators, sample_codes, write_folder
 
 OPERATIONS = {
     "conv2d": "Conv2d",
@@ -41,7 +40,8 @@ def export_max78000(model, sample: np.ndarray | None, folder: str | os.PathLike,
     compact = as_compact(model, input_shape)
     check_accumulators(compact)
     report = fit(compact, device=compact.graph["device"])
-    _check(compact, report)
+    if not report.fits:
+        raise ValueError(f"this network cannot run on the {DEVICES[report.device].name}:\n- " + "\n- ".join(report.violations))
     picture = sample_codes(compact, sample, 3)[-1 if sample is None else 0]
     arch = arch_name(compact)
     text = network_yaml(compact, report)
@@ -52,11 +52,17 @@ def export_max78000(model, sample: np.ndarray | None, folder: str | os.PathLike,
 
         torch.save(state, target / f"{arch}.pth.tar")
         (target / f"{arch}.yaml").write_text(text)
-        np.save(target / f"sample_{arch}.npy", picture.astype(np.int64))
+        np.save(target / f"sample_{arch}.npy", picture.astype(np.int64).reshape(sample_shape(compact)))
         np.save(target / f"expected_{arch}.npy", answer_rows(compact, picture[None])[0].reshape(compact.ops[-1]["shape"]))
         (target / "README.md").write_text(_readme(compact, report, arch))
 
     return write_folder(folder, fill)
+
+
+def sample_shape(model: CompactModel) -> tuple[int, ...]:
+    """How the vendor's tool wants the picture: as the network does, a vector as (C, 1, 1)."""
+    shape = tuple(model.graph["input_shape"])
+    return shape if len(shape) > 1 else (*shape, 1, 1)
 
 
 def arch_name(model: CompactModel) -> str:
@@ -82,45 +88,9 @@ def checkpoint(model: CompactModel) -> dict:
     }
 
 
-def _check(model: CompactModel, report: Fit) -> None:
-    """What the chip could not run, or the vendor's tool could not load."""
-    problems, ops = list(report.violations), model.ops
-    owners = [op["layer"] for op in ops if op["kind"] in WEIGHTED]
-    needed = last_uses(model)
-    problems += [
-        f"{name}: its weights are used twice: give each call a layer of its own"
-        for name in {o for o in owners if owners.count(o) > 1}
-    ]
-    problems += [f"{op['name']}: nothing reads it: drop it" for op in ops if op["name"] not in needed]
-    problems += [
-        f"{op['name']}: average pooling with rounding differs on the chip (half away from zero): use round_avg=False"
-        for op in ops
-        if (op.get("pool") or {}).get("round")
-    ]
-    problems += [
-        f"{op['name']}: {op['shape'][0]} joined channels; up to 64 are planned, each part but the last a multiple of 4: add instead"
-        for op in ops
-        if op["kind"] == "concat" and (op["shape"][0] > 64 or any(_channels(model, name) % 4 for name in op["inputs"][:-1]))
-    ]
-    problems += [
-        f"{op['name']}: pooling with dilation is not planned: use dilation 1"
-        for op in ops
-        if max((op.get("pool") or {"dilation": [1]})["dilation"]) > 1
-    ]
-    outputs = [output["op"] for output in model.graph["outputs"]]
-    if outputs != [ops[-1]["name"]] or ops[-1]["kind"] in ("flatten", "concat"):
-        problems.append(f"the outputs are {', '.join(outputs)}: the chip unloads one, which must be the last layer")
-    if problems:
-        raise ValueError(f"this network cannot run on the {DEVICES[report.device].name}:\n- " + "\n- ".join(problems))
-
-
-def _channels(model: CompactModel, name: str) -> int:
-    return next((op["shape"][0] for op in model.ops if op["name"] == name), model.graph["input_shape"][0])
-
-
 def network_yaml(model: CompactModel, report: Fit) -> str:
     """The network description: one entry a layer of the chip, with masks and offsets from the plan."""
-    sequence, arch = steps(describe(model)), arch_name(model)
+    sequence, arch = steps(describe(model), report.device), arch_name(model)
     lines = ["---", f"arch: {arch}", f"dataset: {arch}", "layers:"]
     for index, step in enumerate(sequence):
         lines.append(f"  # {index} {step.writes}")
@@ -130,25 +100,25 @@ def network_yaml(model: CompactModel, report: Fit) -> str:
     return "\n".join([*lines, ""])
 
 
-def mask(first: int, channels: int) -> str:
-    """The 64-bit mask of the processors that hold `channels` channels, from processor `first` on.
+def mask(columns: range) -> str:
+    """The 64-bit mask of some processors.
 
-    >>> mask(0, 3), mask(16, 96)
-    ('0x0000000000000007', '0xffffffffffff0000')
+    >>> mask(range(3)), mask(range(0, 12, 4))
+    ('0x0000000000000007', '0x0000000000000111')
     """
-    return f"0x{(1 << processors(channels)) - 1 << first:016x}"
+    return f"0x{sum(1 << p for p in columns):016x}"
 
 
 def _entry(sequence: list[Step], index: int, step: Step, report: Fit) -> dict:
-    layer, first, offset = step.layer, report.placement.first, report.memory.offset
+    layer, columns, offset = step.layer, report.placement.columns, report.memory.offset
     reads = step.reads[0] if step.kind == "copy" else layer.inputs[0]
-    entry = {"processors": mask(first[reads], layer.c_in)}
+    entry = {"processors": mask(columns(reads, layer.c_in))}
     after = sequence[index + 1] if index + 1 < len(sequence) else None
     joined = step.block != step.writes and step.lanes == 1
     if after and step.writes not in after.reads or joined or step.kind == "copy":
-        entry["output_processors"] = mask(first[reads if step.kind == "copy" else layer.name], layer.c_out)
+        entry["output_processors"] = mask(columns(reads if step.kind == "copy" else layer.name, layer.c_out))
     if index == 0:
-        entry["data_format"] = "HWC"
+        entry["data_format"] = "HWC" if report.placement.spread["input"] == 1 else "CHW"
     producers = [next((i for i, s in enumerate(sequence) if s.writes == name), -1) for name in step.reads]
     if producers != [index - 1]:
         entry["in_sequences"] = producers[0] if len(producers) == 1 else f"[{', '.join(map(str, producers))}]"
@@ -185,11 +155,12 @@ def _weights(step: Step) -> dict:
 
 
 def _pool(step: Step) -> dict:
+    """A pool by itself is two-dimensional for the vendor's tool, with width 1 for a signal; a Conv1d's own has one number."""
     layer = step.layer
     entry = {"operands": len(step.reads)} if step.eltwise and not layer.has_weights and len(step.reads) > 2 else {}
     if not layer.pool_kind:
         return entry
-    one = layer.pool[0] == layer.pool[1] or layer.pool[1] == 1
+    one = layer.pool[0] == layer.pool[1] or layer.pool[1] == 1 and layer.kind == "conv1d"
     size = layer.pool[0] if one else f"[{layer.pool[0]}, {layer.pool[1]}]"
     if step.eltwise:
         entry["pool_first"] = "false"
@@ -198,23 +169,27 @@ def _pool(step: Step) -> dict:
 
 def _readme(model: CompactModel, report: Fit, arch: str) -> str:
     chip, exponent = DEVICES[report.device].name, model.graph["outputs"][0]["exponent"]
-    channels, *places = model.graph["input_shape"]
+    shape = " x ".join(map(str, sample_shape(model)))
     narrow = "" if model.ops[-1].get("wide") else NARROW
     return f"""# {model.graph["arch"]} for the {chip}
 
-Inputs of the vendor's synthesis tool (github.com/analogdevicesinc/ai8x-synthesis, version with QATv2). In its folder:
+Inputs of the vendor's synthesis tool (github.com/analogdevicesinc/ai8x-synthesis, version with QATv2). Begin in this folder:
 
-    python ai8xize.py --test-dir sdk/Examples/{chip}/CNN --prefix {arch} --checkpoint-file {arch}.pth.tar \\
-        --config-file {arch}.yaml --sample-input sample_{arch}.npy --device {chip} --timer 0 --display-checkpoint --verbose
+    HERE=$PWD
+    cd /path/to/ai8x-synthesis
+    python ai8xize.py --test-dir sdk/Examples/{chip}/CNN --prefix {arch} --device {chip} \\
+        --checkpoint-file "$HERE/{arch}.pth.tar" --config-file "$HERE/{arch}.yaml" --sample-input "$HERE/sample_{arch}.npy" \\
+        --timer 0 --display-checkpoint --verbose
 
-The weights are integers already: do not run quantize.py on them. The tool writes `cnn.c`, `weights.h`, `sampledata.h` and, as
-known answer, `sampleoutput.h`; on the chip the program compares itself with that.
+`/path/to/ai8x-synthesis` is where you cloned the tool; run it in the Python environment that its README sets up. The
+weights are integers already: do not run quantize.py on them. The tool writes `cnn.c`, `weights.h`, `sampledata.h` and, as known
+answer, `sampleoutput.h`; on the chip the program compares itself with that.
 
 | file | content |
 |---|---|
 | {arch}.pth.tar | integer weights, biases, shifts (epoch, arch, state_dict, extras) |
 | {arch}.yaml | layers with processor masks and data-memory offsets |
-| sample_{arch}.npy | one picture, int64 {channels} x {" x ".join(map(str, places))}, codes -128..127 |
+| sample_{arch}.npy | one picture, int64 {shape}, codes -128..127 |
 | expected_{arch}.npy | the integers that the last layer must give; real value = integer x 2^{exponent} |
 {narrow}
 ## Fit

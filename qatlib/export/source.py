@@ -10,13 +10,18 @@ import numpy as np
 
 from qatlib.compact import CompactModel
 from qatlib.compact_graph import WEIGHTED
+from qatlib.files import sha256
+
+MARKER = ".qatlib"
 
 
 def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactModel:
     """The compact model of a torch network after QAT, of the result of `quantize_model`, or of a `model_8bit.pth` path.
 
-    `input_shape`, (C, H, W), is for networks that have no attribute of that name. Raises ValueError or TypeError naming what
-    cannot be exported (see `quantize_model` and `CompactModel.load`).
+    `input_shape`, (C, H, W), is for networks that have no attribute of that name. A network whose QAT was never on is refused:
+    its outputs would not be those it was evaluated with; post-training quantization is asked for with
+    `quantize_model(model, bit_width=8)`. Raises ValueError or TypeError naming what cannot be exported (see `quantize_model` and
+    `CompactModel.load`).
     """
     if isinstance(model, CompactModel):
         return model
@@ -29,7 +34,20 @@ def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactMode
         from qatlib.export import quantize_model
 
         state = quantize_model(model, input_shape=input_shape).state_dict()
+        _refuse_without_qat(model)
     return CompactModel.from_state_dict({key: value.cpu().numpy() for key, value in state.items()})
+
+
+def _refuse_without_qat(model) -> None:
+    """Raise ValueError naming the first layer with weights and no bits."""
+    from qatlib.ai8x.graph import unwrap
+
+    layers = {name: module for name, module in unwrap(model).named_modules() if hasattr(module, "weight_bits")}
+    if without := [name for name, layer in layers.items() if layer.op is not None and not layer.weight_bits.item()]:
+        raise ValueError(
+            f"{without[0]}: QAT was never on (weight_bits is 0); call initiate_qat(model, policy) and train, or give "
+            "quantize_model(model, bit_width=8) for post-training quantization"
+        )
 
 
 def check_accumulators(model: CompactModel) -> None:
@@ -98,21 +116,42 @@ def _heal(folder: Path) -> None:
 def write_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write into an empty neighbour of `folder`, then put that in its place: a reader never sees half of it.
 
-    Replaced is only an empty folder, or one that this function has written (it holds `.qatlib`); else FileExistsError.
+    Its file `.qatlib` records the SHA-256 of every other one, for `recorded`. Replaced is only an empty folder, or one that this
+    function has written (it holds `.qatlib`); else FileExistsError. Raises OSError naming the folder where it cannot be written.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / ".qatlib").exists()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / MARKER).exists()):
         raise FileExistsError(f"{folder} exists and was not written by qatlib; choose another name, or delete it first")
     building, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    _heal(folder)
-    building.mkdir(parents=True)
     try:
+        _heal(folder)
+        building.mkdir(parents=True)
         fill(building)
-        (building / ".qatlib").write_text("written by qatlib.export; replaced as a whole by the next export\n")
+        record(building)
         if folder.exists():
             os.replace(folder, old)
         os.replace(building, folder)
+    except OSError as problem:
+        reason = os.strerror(problem.errno) if problem.errno else str(problem)
+        raise OSError(f"cannot write {folder}: {reason}; free some space or choose another folder") from problem
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def record(folder: Path) -> None:
+    """Write `.qatlib`: the SHA-256 of every other file in `folder`, in the form that `sha256sum -c .qatlib` reads."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    lines = [f"{sha256(path.read_bytes()).hex()}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / MARKER).write_text("".join(lines))
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """SHA-256 by file, as `record` wrote them. Raises ValueError for a folder without them."""
+    marker = folder / MARKER
+    lines = marker.read_text(errors="replace").splitlines() if marker.is_file() else []
+    found = {file: digest for digest, separator, file in (line.partition("  ") for line in lines) if separator}
+    if not found or not all(len(digest) == 64 for digest in found.values()):
+        raise ValueError(f"{marker} records no checksums of the folder's files; export the folder again")
+    return found
