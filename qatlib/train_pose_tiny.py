@@ -64,8 +64,8 @@ class Config:
             raise ValueError(f"start_epoch is {self.start_epoch}; it must be in 0..epochs ({self.epochs})")
         if self.weight_bits is not None and self.start_epoch == self.epochs:
             raise ValueError(
-                f"start_epoch is {self.start_epoch} of {self.epochs} epochs, so quantization would never start; choose a smaller one, "
-                "or weight_bits=None for a float network"
+                f"start_epoch is {self.start_epoch} of {self.epochs} epochs, so quantization would never start; choose a smaller "
+                "one, or weight_bits=None for a float network"
             )
         rates = {"learning_rate": self.learning_rate, "qat_learning_rate": self.recipe()[0], "weight_decay": self.weight_decay}
         for name, value in rates.items():

@@ -354,6 +354,8 @@ class Wrong(nn.Module):
     def __init__(self, how):
         super().__init__()
         self.conv, self.how = ai8x.Conv2d(3, 3, 3, padding=1, stride=2 if how == "stride" else 1), how
+        if how == "kernel":
+            self.conv = ai8x.ConvTranspose2d(3, 3, 1, stride=2)
         self.xor, self.tail = ai8x.BitwiseXor(), ai8x.Conv2d(3, 3, 1)
 
     def forward(self, x):
@@ -374,7 +376,8 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("stride", r"conv: stride \(2, 2\) of conv2d; the chip has 1 only: use pooling"),
+        ("stride", r"conv: the chip runs 2D convolutions with stride 1 only, not 2; pool in front"),
+        ("kernel", r"conv: the chip runs transposed convolutions with 3x3 kernels only, not 1x1; use kernel_size=3"),
         ("xor", "xor: BitwiseXor has no exact integer form in ai8x; use Add or Sub"),
         ("plus", "the chip cannot compute add; use .* ai8x.Add for"),
         ("relu", "relu: the chip cannot compute relu; use an ai8x layer"),
@@ -382,7 +385,7 @@ class Wrong(nn.Module):
         ("view", r"view: reshaping \(3, 8, 8\) to \(3, 64\); only flattening"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the chip runs 2D convolutions with stride 1 only")
+@pytest.mark.filterwarnings("ignore:the chip runs")
 def test_what_the_chip_lacks_is_refused_by_name(how, sentence):
     model = Wrong(how)
     ai8x.initiate_qat(model, {"start_epoch": 1, "weight_bits": 8})

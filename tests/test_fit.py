@@ -123,14 +123,18 @@ def test_violations_name_layer_rule_and_remedy():
         return fit([LayerSpec("bad", **(base | form))], device=85).violations
 
     assert broken() == []
+    long = {"kind": "conv1d", "padding": 0}
     for form, rule, remedy in [
-        ({"stride": 2}, "stride 2", "pool in front of the layer, or fold the input"),
+        ({"stride": 2}, "stride 1 only, not 2", "pool in front, or fold the input"),
+        (long | {"kernel": (5, 1), "dilation": 2}, "dilates 1D kernels of at most 3, not of 5", "dilation=1"),
+        (long | {"kernel": (3, 1), "dilation": 1024}, "dilation 1024, the chip has 1 to 1023", "pool first"),
+        ({"kind": "conv_transpose2d", "kernel": (1, 1), "stride": 2, "padding": 0}, "3x3 kernels only, not 1x1", "kernel_size=3"),
         ({"kernel": (5, 5)}, "kernel (5, 5)", "two 3x3 layers"),
         ({"c_in": 1025}, "1025 channels", "use fewer"),
         ({"h_in": 200, "w_in": 200}, "data memory holds 8192", "fold the input, or pool earlier; the chip can stream"),
         ({"h_in": 1024, "w_in": 1, "h_out": 1024, "w_out": 1}, "1024 rows or columns", "crop"),
         ({"c_out": 513, "bias": True}, "a bias for 513 outputs", "bias=False"),
-        ({"groups": 3}, "3 groups", "groups=1"),
+        ({"groups": 3}, "not groups=3 of 3 to 8 channels", "use groups=1"),
         ({"pool": (17, 17), "pool_stride": (17, 17)}, "at most 16", "two steps"),
         ({"kind": "softmax"}, "no operation of the chip", "outside the network"),
         ({"kind": "xor", "inputs": ("input", "input")}, "no exact integer form", "use Add or Sub"),
@@ -201,7 +205,7 @@ def test_rules_of_the_larger_chip():
     assert broken(87, **pool) == [] and "pooling 128 channels without a convolution, at most 64" in broken(85, **pool)[0]
     assert broken(87, groups=12) == []
     for form in ({"groups": 2}, {"groups": 12, "c_out": 24}):
-        assert "the chip has 1 or depthwise: use groups=1" in broken(87, **form)[0]
+        assert "ordinary and depthwise convolutions only" in broken(87, **form)[0]
     padded = {"kind": "conv1d", "c_in": 100, "w_in": 1, "w_out": 1, "kernel": (3, 1), "padding": 1}
     assert broken(85, **padded) == [] and broken(87, **padded) == [
         "bad: padding 1 with 100 channels, of Conv1d at most 64: use padding=0"

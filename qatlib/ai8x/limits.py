@@ -5,6 +5,7 @@ ai8x-synthesis itself refuses (biases, sums, paddings, groups).
 """
 
 from qatlib.ai8x.describe import Layers
+from qatlib.ai8x.legality import let_through
 from qatlib.ai8x.placement import Placement
 from qatlib.ai8x.plan import DEVICES, Device, LayerSpec, channel_first, passes
 from qatlib.ai8x.steps import SUMS, Memory, Step
@@ -136,15 +137,15 @@ def _sizes(layer: LayerSpec, layers: Layers, chip: Device) -> list[tuple[bool, s
 
 def _weights(layer: LayerSpec, chip: Device) -> list[tuple[bool, str, str]]:
     kernel, conv2d, transposed = layer.kernel, layer.kind == "conv2d", layer.kind == "conv_transpose2d"
-    pool_in_front, size = "pool in front of the layer, or fold the input", kernel[0]
-    depthwise = layer.groups == layer.c_in == layer.c_out
-    padded = layer.kind == "conv1d" and layer.padding and layer.c_in > 64
-    return [
-        (layer.stride != 1 and layer.kind in ("conv2d", "conv1d"), f"stride {layer.stride}, the chip has 1 only", pool_in_front),
+    conv1d, size = layer.kind == "conv1d", kernel[0]
+    padded, reach = conv1d and layer.padding and layer.c_in > 64, 2047 if chip.depthwise else 1023
+    numbers = (layer.stride,), (layer.dilation,), layer.groups, layer.c_in, layer.c_out
+    illegal = let_through(layer.kind, kernel if not conv1d else kernel[:1], *numbers)
+    return [(True, rule, remedy) for rule, remedy in illegal] + [
+        (conv1d and layer.stride != 1, f"stride {layer.stride}, the chip has 1 only", "pool in front of the layer"),
         (transposed and layer.stride != 2, f"transposed stride {layer.stride}, the chip has 2 only", "use stride=2"),
         (conv2d and kernel not in ((1, 1), (3, 3)), f"kernel {kernel}, the chip has 1x1 and 3x3", "use two 3x3 layers for 5x5"),
-        (transposed and kernel != (3, 3), f"transposed kernel {kernel}, the chip has 3x3 only", "use kernel_size=3"),
-        (layer.kind == "conv1d" and kernel[0] > 9, f"kernel {kernel[0]}, the chip has at most 9", "use two layers"),
+        (conv1d and size > 9, f"kernel {size}, the chip has at most 9", "use two layers"),
         (layer.padding > 2, f"padding {layer.padding}, the chip has 0 to 2", "use a smaller padding"),
         (
             layer.padding >= size and not transposed and layer.kind != "linear",
@@ -153,12 +154,8 @@ def _weights(layer: LayerSpec, chip: Device) -> list[tuple[bool, str, str]]:
         ),
         (padded and chip.depthwise, f"padding {layer.padding} with {layer.c_in} channels, of Conv1d at most 64", "use padding=0"),
         (layer.dilation > 1 and conv2d and not chip.depthwise, f"dilation {layer.dilation}, the chip has 1", "pool first"),
+        (conv1d and layer.dilation > reach, f"dilation {layer.dilation}, the chip has 1 to {reach}", "pool first"),
         (layer.groups > 1 and not chip.depthwise, f"{layer.groups} groups need the MAX78002", "use groups=1"),
-        (
-            layer.groups > 1 and chip.depthwise and not depthwise,
-            f"{layer.groups} groups for {layer.c_in} -> {layer.c_out} channels, the chip has 1 or depthwise",
-            "use groups=1, or as many groups, inputs and outputs",
-        ),
         (
             layer.bias and layer.c_out > chip.bias_bytes,
             f"a bias for {layer.c_out} outputs, at most {chip.bias_bytes}",

@@ -8,6 +8,7 @@ from torch import nn
 
 from qatlib.ai8x import device as target
 from qatlib.ai8x.eltwise import Add, Sub
+from qatlib.ai8x.legality import let_through
 from qatlib.ai8x.scales import Graph, Node
 
 CODES = -7  # exponent of int8 codes: a code k stands for k / 2^7
@@ -130,11 +131,9 @@ class _Builder:
 
 
 def _geometry(name: str, kind: str, op: nn.Module) -> dict:
-    stride = 2 if kind == "conv_transpose2d" else 1
-    if set(op.stride) != {stride}:
-        raise ValueError(
-            f"{name}: stride {tuple(op.stride)} of {kind}; the chip has {stride} only: use pooling in front (FusedMaxPool...)"
-        )
+    shape = op.kernel_size, op.stride, op.dilation, op.groups, op.in_channels, op.out_channels
+    for rule, remedy in let_through(kind, *shape):
+        raise ValueError(f"{name}: {rule}; {remedy}")
     return {
         "kernel": list(op.kernel_size), "stride": list(op.stride), "padding": list(op.padding),
         "output_padding": list(op.output_padding), "dilation": list(op.dilation), "groups": op.groups,
