@@ -8,27 +8,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from qatlib import ai8x
-from qatlib.bench_steps import QAT, Nine, build, stepper
+from qatlib.bench_steps import QAT, Nine, build, interleaved, stepper
 
 REPEATS = 3
-
-
-def fastest(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Seconds of the fastest of some runs: other work on the machine only ever adds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -40,11 +30,13 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def row(name: str, unit: str, sizes: Sequence[float], seconds: Callable[[float], float]) -> dict:
-    """One line of the table; `seconds(size)` measures. The first size is measured once more in front, to warm up."""
-    seconds(sizes[0])
-    times = [seconds(size) for size in sizes]
-    return {"name": name, "unit": unit, "sizes": list(sizes), "seconds": times, "slope": slope(sizes, times)}
+def row(name: str, unit: str, sizes: Sequence[float], work: Callable[[float], Callable[[], object]], rounds: int = REPEATS) -> dict:
+    """One line of the table: `work(size)` prepares what is timed. The sizes take turns, so that the machine's other work hits all;
+    the fastest round counts, since other work only ever adds.
+    """
+    times = interleaved({size: work(size) for size in sizes}, rounds, warmup=1)
+    seconds = [min(times[size]) for size in sizes]
+    return {"name": name, "unit": unit, "sizes": list(sizes), "seconds": seconds, "slope": slope(sizes, seconds)}
 
 
 def import_seconds(name: str, repeats: int = REPEATS) -> float:
@@ -54,31 +46,47 @@ def import_seconds(name: str, repeats: int = REPEATS) -> float:
     return min(float(run.stdout) for run in runs)
 
 
-def draw_seconds(n: float) -> float:
+def drawing(n: float) -> Callable[[], object]:
     """All cores, as the pose data is drawn."""
     from qatlib.pose.figures import draw
 
-    return fastest(lambda: draw(int(n), seed=1, workers=os.cpu_count(), progress=False), 2)
+    return lambda: draw(int(n), seed=1, workers=os.cpu_count(), progress=False)
 
 
-def calibration_seconds(n: float, batch: int = 32) -> float:
-    """`pre_qat` of the nine-layer network over n pictures."""
+def calibration(n: float = 64, width: float = 1.0, batch: int = 32) -> Callable[[], None]:
+    """`pre_qat` of the nine-layer network over n pictures, its channels times `width`."""
     loader = torch.randint(-128, 128, (int(n), *Nine.input_shape)).div(128).split(batch)
 
     def calibrate() -> None:
         torch.manual_seed(0)
-        model = Nine()
+        model = Nine(width)
         ai8x.fuse_bn_layers(model)
         ai8x.pre_qat(model, loader, {"start_epoch": 1, "weight_bits": 8})
 
-    return fastest(calibrate, 2)
+    return calibrate
 
 
-def step_seconds(batch: float = 16, width: float = 1.0) -> float:
-    """One QAT training step of the nine-layer network, its channels times `width`."""
-    step = stepper(build(partial(Nine, width), QAT), int(batch), Nine.input_shape)
-    step()
-    return fastest(step, 5)
+def training(network: Callable[[], torch.nn.Module], batch: float, input_shape: tuple[int, ...]) -> Callable[[], None]:
+    """One QAT training step."""
+    return stepper(build(network, QAT), int(batch), input_shape)
+
+
+def engines_by_width(widths: Sequence[float], pictures: int) -> list[dict]:
+    """NumPy integers and ONNX Runtime on some pictures of the nine-layer network, its channels times the width."""
+    from qatlib.export import engines, export_onnx, quantize_model
+    from qatlib.integer import Integer
+
+    codes = np.random.default_rng(0).integers(-128, 128, (pictures, *Nine.input_shape)).astype(np.int8)
+    compact = {w: quantize_model(build(partial(Nine, w), QAT).eval(), input_shape=Nine.input_shape).compact for w in widths}
+    with tempfile.TemporaryDirectory() as folder:
+        runners = {w: Path(folder) / f"{w}.onnx" for w in widths}
+        for w, path in runners.items():
+            export_onnx(compact[w], path)
+            runners[w] = engines.onnx_runner(path, compact[w])
+        return [
+            row("NumPy integers, by width", "x channels", widths, lambda w: partial(Integer(compact[w]), codes)),
+            row("ONNX Runtime, by width", "x channels", widths, lambda w: partial(runners[w], codes)),
+        ]
 
 
 def engine_rows(sizes: Sequence[int]) -> list[dict]:
@@ -101,25 +109,31 @@ def engine_rows(sizes: Sequence[int]) -> list[dict]:
 
 def growth(quick: bool = False) -> dict:
     """All measurements: `imports` (seconds by module) and `rows`."""
-    pictures = (8, 16) if quick else (250, 1000, 4000)
-    batches, widths = ((1, 2), (0.5, 1)) if quick else ((8, 16, 32), (0.5, 1, 2))
+    from qatlib.pose.model import PoseTiny
+
+    pictures, few, engine = ((8, 16), (4, 8), (4, 8)) if quick else ((250, 1000, 4000), (64, 128, 256), (16, 64, 256))
+    batches, widths, batch = ((1, 2), (0.5, 1), 2) if quick else ((8, 16, 32), (0.5, 1, 2), 16)
+    shape = Nine.input_shape
     return {
         "imports": {name: import_seconds(name, 1 if quick else REPEATS) for name in ("qatlib", "torch", "qatlib.ai8x")},
         "rows": [
-            row("draw people, all cores", "pictures", pictures, draw_seconds),
-            row("calibration (pre_qat), Nine", "pictures", (4, 8) if quick else (64, 128, 256), calibration_seconds),
-            row("QAT step of Nine, by batch", "pictures", batches, step_seconds),
-            row("QAT step of Nine, by width", "x channels", widths, lambda width: step_seconds(2 if quick else 16, width)),
-            *engine_rows((4, 8) if quick else (16, 64, 256)),
+            row("draw people, all cores", "pictures", pictures, drawing),
+            row("calibration, Nine, by pictures", "pictures", few, calibration),
+            row("calibration, Nine, by width", "x channels", widths, lambda width: calibration(few[0], width)),
+            row("QAT step of Nine, by batch", "batch", batches, lambda n: training(Nine, n, shape)),
+            row("QAT step of Nine, by width", "x channels", widths, lambda width: training(partial(Nine, width), batch, shape)),
+            row("QAT step of PoseTiny, by batch", "batch", batches, lambda n: training(PoseTiny, n, PoseTiny.input_shape)),
+            *engine_rows(engine),
+            *engines_by_width(widths, batch),
         ],
     }
 
 
 def print_growth(result: dict) -> None:
     print("\nimport: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result["imports"].items()))
-    print(f"\n{'':<30}{'sizes':<22}{'seconds':<26}{'a second':>12}{'slope':>8}")
+    print(f"\n{'':<32}{'sizes':<22}{'seconds':<26}{'a second':>12}{'slope':>8}")
     for line in result["rows"]:
         sizes = ", ".join(f"{size:g}" for size in line["sizes"])
         seconds = ", ".join(f"{s:.{max(0, 2 - math.floor(math.log10(s)))}f}" for s in line["seconds"])
         pace = f"{line['sizes'][-1] / line['seconds'][-1]:,.0f}" if line["unit"] == "pictures" else ""
-        print(f"{line['name']:<30}{sizes:<22}{seconds:<26}{pace:>12}{line['slope']:>8.2f}")
+        print(f"{line['name']:<32}{sizes:<22}{seconds:<26}{pace:>12}{line['slope']:>8.2f}")

@@ -1,6 +1,7 @@
 """The benchmark runs, measures the networks it names, and compares equal arithmetic; nothing here asserts a time."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -55,16 +56,18 @@ def test_rounds_are_interleaved_and_rotate():
 
 def test_growth_and_its_slope():
     assert bench_growth.slope([1, 10, 100], [2.0, 20.0, 200.0]) == pytest.approx(1)
-    measured = bench_growth.row("x", "pictures", (1, 2, 4), lambda n: float(n) ** 2)
-    assert measured["slope"] == pytest.approx(2) and measured["seconds"] == [1, 4, 16]
+    slept = bench_growth.row("x", "pictures", (1, 2, 4), lambda n: lambda: time.sleep(0.02 * n), rounds=2)
+    assert slept["sizes"] == [1, 2, 4] and all(s >= 0.02 * n for n, s in zip((1, 2, 4), slept["seconds"]))
+    assert slept["slope"] == bench_growth.slope((1, 2, 4), slept["seconds"])
 
 
 @pytest.mark.slow
 def test_the_command_prints_every_part_and_writes_json(tmp_path, capsys):
     assert bench.main(["--rounds", "1", "--batch", "2", "--threads", "1", "--quick", "--json", str(tmp_path / "b.json")]) == 0
     printed = capsys.readouterr().out
-    parts = ("Nine, batch 2", "PoseTiny, batch 2", bench_steps.TORCH_FAKE, "import: qatlib", "draw people", "calibration", "NumPy")
-    for part in (*parts, "Spotter (residual)"):
+    steps = ("Nine, batch 2", "PoseTiny, batch 2", bench_steps.TORCH_FAKE)
+    rows = ("import: qatlib", "draw people", "calibration, Nine, by width", "PoseTiny, by batch", "NumPy integers, by width")
+    for part in (*steps, *rows, "Spotter (residual)"):
         assert part in printed, part
     result = json.loads((tmp_path / "b.json").read_text())
     assert set(result["steps"]["Nine"][bench_steps.QAT]) == {"ms", bench_steps.BN, bench_steps.NO_BN}
