@@ -114,6 +114,8 @@ def shares(values: dict, unit: str, title: str = ""):
     drawn = axis.barh(y, numbers, color=PALETTE["sky"])
     axis.bar_label(drawn, [f" {_short(value)}" for value in numbers], fontsize=9)
     axis.set_yticks(y, list(values))
+    axis.locator_params(axis="x", nbins=6)
+    axis.xaxis.set_major_formatter("{x:,.6g}")
     axis.set(xlabel=unit, title=title, xlim=(0, 1.2 * numbers.max() or 1))
     largest = max(values, key=values.get)
     return fig, f"{title or unit}: of {len(values)} values the largest is {largest} with {_short(values[largest])} {unit}."
