@@ -189,7 +189,7 @@ def wrong_checkpoint(p: Patient) -> None:
 
 @torch.no_grad()
 def big_bias(p: Patient) -> None:
-    layer = p.model.conv4  # batch norm of a channel that never fired: hardly any variance, so its bias is huge
+    layer = p.model.conv4  # as fused from a batch norm whose mean is large beside its spread: a huge bias
     layer.op.weight[3].mul_(0.01)
     layer.op.bias[3] = -40.0
 

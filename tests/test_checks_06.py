@@ -67,3 +67,11 @@ def test_the_threshold_panel_agrees_with_the_statistics():
     assert f"ai8x chooses {int(chosen)}" in sentence and "full scale 4," in sentence
     clipped = (values > 4).float().mean().item()
     assert f"{clipped:.2%} of the outputs are clipped" in sentence
+
+
+def test_labels_of_small_numbers_stay_apart():
+    fig, _ = viz.on_the_grid(torch.linspace(0, 1, 99), torch.zeros(9), 1 / 64, 1 / 8, "outputs")
+    fig.canvas.draw()
+    for axis in fig.axes:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert all(left.x1 + 20 < right.x0 for left, right in zip(boxes, boxes[1:]))  # pixels

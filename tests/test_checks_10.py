@@ -1,8 +1,10 @@
 """Lesson 10's exercises and its page of verdicts: solutions pass, stubs and typical wrong answers get their advice."""
 
 import pytest
+import torch
 from exercises import both_ways
 
+from qatlib import ai8x, claims
 from qatlib.checks import lesson10 as lesson
 from qatlib.claims import CLAIMS, VERDICTS, Page
 
@@ -69,3 +71,43 @@ def test_page_refuses_gaps_and_counts_verdicts():
     for wrong in (lambda: page.holds(4, "x"), lambda: page.holds(1, " "), lambda: page.when(1, "", "x")):
         with pytest.raises(ValueError, match="claim"):
             wrong()
+
+
+def test_the_page_names_the_lines_of_the_brief():
+    page = Page(CLAIMS[:1])
+    page.holds(1, "measured")
+    assert page.rows()[0]["lines"] == CLAIMS[0].lines == "5-6, 35, 119, 150, 257, 259, 271, 277"
+
+
+def stored(**changes):
+    numbers = {"one.fp32_longer.pck": 0.8, "one.bits4.qat.pck": 0.76, "two.fp32.pck": 0.5, "two.bits8.qat.pck": 0.51}
+    return {name: {"value": value} for name, value in (numbers | changes).items()}
+
+
+def test_losses_are_relative_to_float_trained_on():
+    found = claims.losses(stored(), "qat")
+    assert found[4] == pytest.approx({"one": 0.05}) and found[8] == pytest.approx({"two": -0.02}) and found[2] == {}
+    assert claims.span(found[4].values()) == "5.0 to 5.0 %"
+
+
+def test_the_verdict_on_ptq_fails_where_stored_runs_contradict_it():
+    from qatlib import reference
+
+    known = reference.load()
+    condition, evidence = claims.ptq_verdict(known)
+    assert "4 bits" in condition and "uncalibrated" in evidence
+    other = known | {"short.bits4.ptq.pck": {"value": 0.1}}
+    with pytest.raises(AssertionError):
+        claims.ptq_verdict(other)
+
+
+def test_a_weight_jumps_between_codes_and_rests_on_one():
+    assert claims.jumps(lambda k: 0.0) == 0 == claims.jumps(lambda k: 0.2, target=0.25, start=0.25)
+    assert all(claims.jumps(rate) > 50 for rate in claims.RATES.values())
+
+
+@pytest.mark.parametrize("weights, better", [([1.0] + [0.24] * 12, True), ([1.0, -1.0, 1.0, -1.0, 0.5], False)])
+def test_half_the_range_may_have_less_error(weights, better):
+    layer = ai8x.Conv2d(1, 1, 1, bias=False, weight_bits=2, bias_bits=2, quantize_activation=True)
+    layer.op.weight.data = torch.tensor(weights).view(-1, 1, 1, 1)
+    assert layer.weight_shift() == 0 and claims.halved_is_better(layer) is better

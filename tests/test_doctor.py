@@ -296,3 +296,29 @@ def test_the_command(tmp_path):
     torch.save({"state_dict": break_it.healthy().model.state_dict()}, tmp_path / "good.pth")
     done = subprocess.run([sys.executable, "-m", "qatlib.doctor", tmp_path / "good.pth"], capture_output=True, text=True)
     assert done.returncode == 0 and "Verdict: healthy" in done.stdout and not done.stderr, done.stderr
+
+
+def test_the_table_shows_the_input_range_and_the_heads_scale():
+    patient = break_it.make("wide_head")
+    rows = {cells["layer"]: cells for cells in patient.diagnose().rows()}
+    low, high = patient.x.min().item(), patient.x.max().item()
+    assert rows["conv1"]["input range"] == f"{low:.3g}..{high:.3g}" and rows["conv1"]["head scale"] == "-"
+    assert patient.model.head.weight_shift() == -3 and rows["head"]["head scale"] == "8"
+    assert row(diagnose(patient.model), "conv1").low is None  # without an input nothing is known of it
+    off = {cells["layer"]: cells for cells in break_it.make("never_started").diagnose().rows()}
+    assert off["head"]["head scale"] == "-"
+
+
+def test_a_rising_loss_is_not_blamed_on_a_layer():
+    lines = str(break_it.make("learning_rate").diagnose()).splitlines()
+    said = next(line for line in lines if "the loss rises" in line)
+    assert said.startswith("- learning rate: the loss rises") and "in the losses" not in said
+
+
+TAUGHT = {"wide head": "05", "big bias": "03", "learning rate": "05", "clipping": "04", "dead layer": "06", "input range": "01"}
+
+
+@pytest.mark.parametrize("name, lesson", TAUGHT.items())
+def test_findings_name_the_lesson_that_teaches_them(name, lesson):
+    found = [f for bug in break_it.BUGS for f in break_it.make(bug).diagnose().findings if f.name == name]
+    assert found and {f.lesson for f in found} == {lesson}

@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from qatlib.lessons import LESSONS as LESSONS_OF_THE_MAP
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -155,6 +157,14 @@ def test_a_lesson_asks_before_it_shows(path):
         return
     source = "\n".join(cell.source for cell in cells(path, "code"))
     assert source.count("predict(") >= 1
+
+
+@lessons
+def test_a_lesson_and_the_map_name_the_same_minutes_and_prerequisites(path):
+    mine = next(lesson for lesson in LESSONS_OF_THE_MAP if lesson.path.name == path.name)
+    opening = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells[:3] if cell.cell_type == "markdown")
+    assert int(re.search(r"\*\*Time\.\*\* About (\d+) minutes", opening).group(1)) == mine.minutes
+    assert set(mine.needs) <= set(re.findall(r"\((\d\d)_\w+\.ipynb\)", opening)), "link what the map puts before it"
 
 
 def test_make_refuses_an_unknown_lesson():

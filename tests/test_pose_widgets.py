@@ -31,7 +31,7 @@ def test_slider_shows_the_width_that_it_is_set_to():
 def test_training_curves_name_the_start_of_qat_only_where_it_was():
     history = [{"epoch": epoch, "loss": 3.0 - epoch, "pck": 0.1 * epoch} for epoch in range(4)]
     assert "quantized to 4 bits after epoch 2" in viz.training_curves(history, 2, 4)[1]
-    assert "PCK goes from 0.100 to 0.200" in viz.training_curves(history, 2, 4)[1]
+    assert "0.100 after the last epoch in float, 0.200 after the first one of QAT" in viz.training_curves(history, 2, 4)[1]
     assert "quantized" not in viz.training_curves(history, 2, None)[1]
 
 
@@ -47,6 +47,9 @@ def test_heat_maps_and_shares_tell_their_numbers():
     sentence = viz.heat_maps(IMAGES[0], {"float": heat}, np.array([[22.0, 14.0]]), "neck")[1]
     assert "values 0 to 2.5" in sentence and "(22.0, 14.0)" in sentence
     assert "head with 98.9 %" in viz.shares({"conv1": 0.04, "head": 98.93}, "%")[1]
+    fig, _ = viz.shares({"conv1.weight": 147_456, "head": 840}, "bytes")
+    fig.canvas.draw()
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()][1] == "50,000"  # few, and set apart
 
 
 def test_keep_writes_the_picture_it_shows(tmp_path, capsys):

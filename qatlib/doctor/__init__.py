@@ -82,7 +82,7 @@ def _lines(found: list[Finding]) -> list[str]:
     """One sentence for each kind of finding; the layers that share it are named together, with the first one's numbers."""
     kinds = {}
     for finding in found:
-        kinds.setdefault((finding.name, finding.problem, finding.remedy), []).append(finding)
+        kinds.setdefault((finding.name, finding.problem, finding.remedy, bool(finding.layer)), []).append(finding)
     return [_sentence(alike) for alike in kinds.values()]
 
 
@@ -91,7 +91,7 @@ def _sentence(alike: list[Finding]) -> str:
     kind = "" if first.problem else "note, "
     layers = ", ".join(dict.fromkeys(finding.layer for finding in alike if finding.layer))
     where = f" [{layers}]" if layers else ""
-    others = f" (in {first.layer or 'the losses'}; alike in the others)" if len(alike) > 1 else ""
+    others = f" (in {first.layer}; alike in the others)" if len(alike) > 1 else ""
     return f"{kind}{first.name}{where}: {first.text}{others}. Remedy: {first.remedy}. Lesson {LESSONS[first.lesson]}."
 
 
@@ -104,6 +104,7 @@ def _cells(row: Layer) -> dict[str, str]:
         "layer": row.name,
         "QAT": ("clamp on" if row.clamped else "no clamp") if row.kind == "sum" else "on" if row.on else "off",
         "bits": str(row.bits) if row.bits else "-",
+        "input range": "-" if row.low is None else f"{row.low:.3g}..{row.high:.3g}",
         "off grid": share(row.off_grid),
         "saturated": share(row.saturated),
         "levels": "-" if row.levels is None else str(row.levels),
@@ -114,6 +115,7 @@ def _cells(row: Layer) -> dict[str, str]:
         "batch norm": "left" if row.batch_norm else "-",
         "dead channels": "-" if row.dead is None else f"{row.dead}/{row.channels}",
         "output": "wide" if row.wide else "8 bit" if row.on or row.clamped else "float",
+        "head scale": f"{2**-row.shift:g}" if row.wide and row.on and row.shift is not None and not row.integers else "-",
     }
 
 

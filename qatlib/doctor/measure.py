@@ -28,6 +28,8 @@ class Layer:
     integers: bool = False  # the weights are whole numbers beyond +-1
     finite: bool = True
     clamped: bool | None = None  # sums: is the clamp on
+    low: float | None = None  # smallest and largest value of its input
+    high: float | None = None
     off_grid: float | None = None  # share of outputs that are no multiple of the output grid
     saturated: float | None = None  # share of outputs at the end of the range (QAT off: beyond +-1)
     levels: int | None = None  # different output codes, of 256 (128 after ReLU)
@@ -75,10 +77,12 @@ class Activity:
         self.module, self.count, self.off, self.ends, self.compared = module, 0, 0, 0, 0
         self.seen = torch.zeros(256, dtype=torch.bool)
         self.low = self.high = None
+        self.inputs: list[float] = []
         self.differ = {"": 0, "half-even": 0, "unclamped": 0}
 
     def __call__(self, module, args, output):
-        y = output.detach()
+        y, x = output.detach(), args[0].detach()
+        self.inputs += [x.min().item(), x.max().item()]
         final = module.final_scale.item() if hasattr(module, "final_scale") else 0.0
         wide = getattr(module, "wide", False)
         codes = y.double() * (2.0**14 if wide else 128.0) / 2.0**final
@@ -95,7 +99,7 @@ class Activity:
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         if on and not wide and getattr(module, "op", None) is not None and module.bn is None:
-            self._compare(module, args[0].detach(), codes)
+            self._compare(module, x, codes)
 
     def _compare(self, module, x, codes):
         """Count outputs that differ from the integer arithmetic, and from two usual mistakes in it."""
@@ -115,6 +119,7 @@ class Activity:
         """Write what was seen into `row`; a layer that was never called stays unmeasured."""
         if not self.count:
             return
+        row.low, row.high = min(self.inputs), max(self.inputs)
         row.off_grid = self.off / self.count
         if not row.wide:
             row.saturated, row.levels = self.ends / self.count, int(self.seen.sum())

@@ -158,7 +158,7 @@ def resolution(case: Case):
         if row.bias_cost:
             yield Finding("big bias", row.name, f"a bias larger than all weights costs them {row.bias_cost:g} bit"
                           f"{'s' if row.bias_cost > 1 else ''} ({row.weight_codes} of {2**row.bits} codes are used)",
-                          "limit the bias (a channel that is always off stays off), or shift_quantile below 1", "06",
+                          "limit the bias (a channel that is always off stays off), or shift_quantile below 1", "03",
                           problem=row.bias_cost >= 3)  # fmt: skip
         elif row.range_used < 0.55:
             yield Finding("wasted bit", row.name, f"the largest weight uses {row.range_used:.1%} of the range: just above a power "
@@ -171,7 +171,7 @@ def saturation(case: Case):
         if row.saturated and row.saturated > SATURATION and (row.on or row.clamped):
             yield Finding("clipping", row.name, f"{row.saturated:.0%} of the outputs stand at the end of the range",
                           "thresholds were not measured, or on other data: run pre_qat on training data from the float weights",
-                          "06")  # fmt: skip
+                          "04")  # fmt: skip
 
 
 def dead(case: Case):
@@ -194,7 +194,7 @@ def head(case: Case):
             said = "for heat maps this looks like a collapse" if maps else "an arg-max does not mind, a loss does"
             yield Finding("wide head", row.name, f"wide outputs are never shifted: they are {2**-row.shift:g} times the float "
                           f"network's ({said})", "give the network a head_gain() = 2^weight_shift and multiply by it before the "
-                          "loss, as PoseTiny does", "04", problem=maps)  # fmt: skip
+                          "loss, as PoseTiny does", "05", problem=maps)  # fmt: skip
 
 
 RULES = (input_range, checkpoint, numbers, started, batch_norm, learning_rate, arithmetic, dead, resolution, saturation, head)

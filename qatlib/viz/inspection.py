@@ -35,6 +35,7 @@ def on_the_grid(before, after, low: float, high: float, name: str = "outputs", s
         inside = values[(values >= low - step / 16) & (values <= high + step / 16)]
         axis.hist(inside, bins=bins, color=PALETTE[colour])
         axis.set(title=f"{name}, {label}", xlabel="real value")
+        axis.locator_params(axis="x", nbins=4)  # labels of small numbers are long
         off = (values / step != np.round(values / step)).mean()
         said.append(f"{label} {off:.1%} of all values lie off the grid")
     axes[0].set_ylabel("how many")

@@ -7,36 +7,48 @@ __all__ = ["layer_bits", "maxima", "quantized_chain", "spread", "traditional", "
 _LOOK = {"float": ("#ffffff", "-"), "quantized": ("#fdf0d5", "-"), "weights": ("#e3f1fb", "--")}
 
 
+PER_ROW = 5  # boxes side by side: at 7.2 inches their text stays readable
+
+
 def _canvas(columns: int, rows: int, height: float):
-    fig, axis = figure(width=10.5, height=height)
-    axis.set(xlim=(-0.55, columns - 0.45), ylim=(-0.6, rows - 0.4))
+    fig, axis = figure(height=height)
+    axis.set(xlim=(-0.45, columns - 0.3), ylim=(-0.6, rows - 0.4))
     axis.axis("off")
     return fig, axis
 
 
-def _box(axis, x, y, text, kind="float", width=0.72, height=0.62):
+def _box(axis, x, y, text, kind="float", width=0.66, height=0.62):
     colour, line = _LOOK[kind]
-    axis.text(x, y, text, ha="center", va="center", fontsize=7.5, linespacing=1.4)
+    axis.text(x, y, text, ha="center", va="center", fontsize=9, linespacing=1.3)
     from matplotlib.patches import FancyBboxPatch
 
     style = {"boxstyle": "round,pad=0.03", "facecolor": colour, "edgecolor": "black", "linestyle": line, "linewidth": 1}
     axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
 
 
-def _arrow(axis, start, end, text="", colour="black", line="-"):
+def _arrow(axis, start, end, colour="black", line="-"):
     axis.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": colour, "linestyle": line, "linewidth": 1.4})
-    if text:
-        axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.4, text, fontsize=7, ha="center", color=colour)
 
 
-def _chain(axis, y, seen: dict, texts: dict, kind: str, labels: dict):
+def _rows(count: int) -> int:
+    return -(-count // PER_ROW)
+
+
+def _place(i: int, count: int, apart: int = 1) -> tuple[int, int]:
+    """Where box i of a chain stands: rows are read from left to right, from the top down, `apart` from each other."""
+    return i % PER_ROW, apart * (_rows(count) - 1 - i // PER_ROW) + apart - 1
+
+
+def _chain(axis, seen: dict, texts: dict, kind: str, labels: dict, apart: int = 1):
     """Input, one box a layer, output; labels: what travels on the arrow behind each."""
-    _box(axis, 0, y, "input\n48x16x16")
-    _arrow(axis, (0.4, y), (0.62, y), labels["input"])
-    for i, name in enumerate(seen, 1):
-        _box(axis, i, y, texts[name], kind)
-        _arrow(axis, (i + 0.4, y), (i + 0.62, y), labels[name])
-    _box(axis, len(seen) + 1, y, "heat maps\n14x16x16")
+    boxes = [("input\n48x16x16", "float"), *((texts[name], kind) for name in seen), ("heat maps\n14x16x16", "float")]
+    travels = [labels["input"], *(labels[name] for name in seen)]
+    for i, (text, look) in enumerate(boxes):
+        x, y = _place(i, len(boxes), apart)
+        _box(axis, x, y, text, look)
+        if i < len(travels):
+            _arrow(axis, (x + 0.37, y), (x + 0.62, y))
+            axis.text(x + 0.5, y + 0.07, travels[i], fontsize=8, ha="center", va="bottom")
 
 
 def _shape(y) -> str:
@@ -46,11 +58,12 @@ def _shape(y) -> str:
 @drawing
 def traditional(seen: dict):
     """The float network: every layer with its output's shape and largest value; `seen` from `ptq.outputs`. (figure, sentence)."""
-    fig, axis = _canvas(len(seen) + 2, 1, 1.7)
+    rows = _rows(len(seen) + 2)
+    fig, axis = _canvas(PER_ROW, rows, 1.1 * rows + 0.3)
     largest = {name: y.abs().max().item() for name, y in seen.items()}
-    labels = {"input": "to 1"} | {name: f"to {value:.3g}" for name, value in largest.items()}
-    _chain(axis, 0, seen, {name: f"{name}\nFP32\n{_shape(y)}" for name, y in seen.items()}, "float", labels)
-    axis.set_title("Traditional: everything in FP32; on the arrows the largest absolute value measured")
+    labels = {"input": "1"} | {name: f"{value:.3g}" for name, value in largest.items()}
+    _chain(axis, seen, {name: f"{name}\nFP32\n{_shape(y)}" for name, y in seen.items()}, "float", labels)
+    axis.set_title("All in FP32; on the arrows the largest absolute value")
     beyond = [name for name, value in largest.items() if value > 1]
     top = max(largest, key=largest.get)
     return fig, (
@@ -62,16 +75,19 @@ def traditional(seen: dict):
 @drawing
 def quantized_chain(seen: dict, bits: dict, limits: dict, gradients: dict):
     """The network in QAT: codes in the boxes, 8-bit ranges on the arrows, gradients to the float weights. (figure, sentence)."""
-    fig, axis = _canvas(len(seen) + 2, 2, 3.0)
+    count = len(seen) + 2
+    fig, axis = _canvas(PER_ROW, 2 * _rows(count), 2.0 * _rows(count) + 0.4)
     codes = {name: f"{name}\n{b}-bit codes\n{-(1 << b - 1)}..{(1 << b - 1) - 1}" for name, b in bits.items()}
     labels = {"input": "8 bit"} | {name: f"±{limits[name]:g}" for name in seen}
     labels[list(seen)[-1]] = "32 bit"
-    _chain(axis, 1, seen, codes, "quantized", labels)
+    _chain(axis, seen, codes, "quantized", labels, apart=2)
     for i, name in enumerate(seen, 1):
-        _box(axis, i, 0, f"weights\nFP32\ngrad. {gradients[name]:.2g}", "weights")
-        _arrow(axis, (i - 0.12, 0.35), (i - 0.12, 0.65), colour=PALETTE["blue"])
-        _arrow(axis, (i + 0.12, 0.65), (i + 0.12, 0.35), colour=PALETTE["red"], line="--")
-    axis.text(0, 0, "forward: quantize\nbackward (dashed):\nstraight through", fontsize=7.5, ha="center", va="center")
+        x, y = _place(i, count, 2)
+        _box(axis, x, y - 1, f"weights\nFP32\ngrad. {gradients[name]:.2g}", "weights")
+        _arrow(axis, (x - 0.12, y - 0.66), (x - 0.12, y - 0.34), colour=PALETTE["blue"])
+        _arrow(axis, (x + 0.12, y - 0.34), (x + 0.12, y - 0.66), colour=PALETTE["red"], line="--")
+    x, y = _place(0, count, 2)
+    axis.text(x, y - 1, "up: rounded\ndown, dashed:\ngradients", fontsize=8.5, ha="center", va="center")
     axis.set_title("QAT: forward through codes, gradients straight through to the FP32 weights")
     return fig, (
         f"QAT with {', '.join(f'{name} {b}' for name, b in bits.items())} bits; gradients reach the float weights of all "
@@ -81,23 +97,23 @@ def quantized_chain(seen: dict, bits: dict, limits: dict, gradients: dict):
 
 @drawing
 def two_ways(fp32: float, longer: float, ptq: float, qat: float, bits: int, pictures: int):
-    """PTQ and QAT from one float network, PCK in every box. Returns (figure, sentence)."""
+    """PTQ and QAT from one float network, PCK in every box; `ptq`: the best that was tried. Returns (figure, sentence)."""
     fig, axis = _canvas(4, 2, 2.4)
-    ends = [(f"{name}\nPCK {pck:.3f}", "quantized") for name, pck in (("PTQ", ptq), ("QAT", qat))]
+    ends = [(f"{name}\nPCK {pck:.3f}", "quantized") for name, pck in (("best PTQ", ptq), ("QAT", qat))]
     upper = [(f"float, trained on\nPCK {longer:.3f}", "float"), ("calibrate,\nquantize", "quantized"), ends[0]]
     lower = [("start QAT,\nweights stay FP32", "weights"), ("train on\nwith rounding", "quantized"), ends[1]]
     for y, boxes in ((1, upper), (0, lower)):
         for x, (text, kind) in enumerate(boxes, 1):
-            _box(axis, x, y, text, kind)
+            _box(axis, x, y, text, kind, width=0.74)
             if x > 1:
-                _arrow(axis, (x - 0.58, y), (x - 0.4, y))
+                _arrow(axis, (x - 0.6, y), (x - 0.4, y))
     _box(axis, 0, 0.5, f"train FP32\nPCK {fp32:.3f}")
-    _arrow(axis, (0.4, 0.6), (0.6, 1.0))
-    _arrow(axis, (0.4, 0.4), (0.6, 0.0))
-    axis.set_title(f"PTQ above, QAT below: {bits}-bit weights, the same {pictures:,} further pictures for both")
+    _arrow(axis, (0.37, 0.6), (0.6, 1.0))
+    _arrow(axis, (0.37, 0.4), (0.6, 0.0))
+    axis.set_title(f"PTQ above, QAT below: {bits}-bit weights, the same {pictures:,} further pictures")
     ahead = "QAT" if qat > ptq else "PTQ" if ptq > qat else "neither"
     return fig, (
-        f"From a float network with PCK {fp32:.3f}: trained on in float {longer:.3f}, then PTQ at {bits} bits {ptq:.3f}; "
+        f"From a float network with PCK {fp32:.3f}: trained on in float {longer:.3f}, then the best PTQ at {bits} bits {ptq:.3f}; "
         f"QAT {qat:.3f}. Ahead: {ahead}, by {abs(qat - ptq):.3f}."
     )
 
@@ -131,7 +147,7 @@ def spread(rows: list[dict]):
     """PCK lost against FP32, by bits and version, one mark a run; `rows` from `ptq.stored_rows`. Returns (figure, sentence)."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     widths = sorted({row["bits"] for row in rows}, reverse=True)
-    fig, axis = figure(width=8.4, height=3.0)
+    fig, axis = figure(height=3.0)
     for k, (version, colour) in enumerate((("naive", "black"), ("ptq", "sky"), ("qat", "orange"))):
         for j, run in enumerate(runs):
             mine = [row for row in rows if row["run"] == run]
@@ -148,8 +164,9 @@ def spread(rows: list[dict]):
     for b in widths:
         some = [row for row in rows if row["bits"] == b]
         mean = {v: sum(row[v] / row["fp32"] for row in some) / len(some) for v in ("naive", "ptq", "qat")}
-        said.append(f"{b} bits: naive {mean['naive']:.0%}, PTQ {mean['ptq']:.0%}, QAT {mean['qat']:.0%}")
-    return fig, f"Share of the float network's PCK that is kept, mean of {len(runs)} stored runs: {'; '.join(said)}."
+        count = f"{len(some)} run{'s' if len(some) > 1 else ''}"
+        said.append(f"{b} bits, {count}: naive {mean['naive']:.0%}, PTQ {mean['ptq']:.0%}, QAT {mean['qat']:.0%}")
+    return fig, f"Share of the float network's PCK that is kept, mean of the stored runs. {'; '.join(said)}."
 
 
 def layer_bits(rows: list[dict], layer: str, bits: int):

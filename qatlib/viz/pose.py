@@ -37,7 +37,7 @@ def training_curves(history: list[dict], start_epoch: int, weight_bits: int | No
             axis.text(start_epoch + 0.5, 1.0, " QAT", transform=axis.get_xaxis_transform(), va="top")
         before, after = (next((row for row in history if row["epoch"] == e), None) for e in (start_epoch - 1, start_epoch))
         if before and after:
-            said.append(f"across the start of QAT PCK goes from {before['pck']:.3f} to {after['pck']:.3f}")
+            said.append(f"PCK is {before['pck']:.3f} after the last epoch in float, {after['pck']:.3f} after the first one of QAT")
     when = f", quantized to {weight_bits} bits after epoch {start_epoch}" if starts else ""
     return fig, f"{len(x)} epochs{when}: {'; '.join(said)}."
 
@@ -76,7 +76,7 @@ def comparison(rows: list):
     drawn = axis.barh(y, [row.pck for row in rows], color=colours, hatch=hatches, edgecolor="white")
     axis.bar_label(drawn, [f" {row.pck:.3f}   {row.weight_bits} bits, {row.bytes / 1000:,.0f} kB" for row in rows], fontsize=9)
     axis.set_yticks(y, [row.version for row in rows])
-    axis.set(xlabel="PCK@0.2 (torso)", xlim=(0, 1.45 * max(row.pck for row in rows) + 0.01))
+    axis.set(title="Versions of one network", xlabel="PCK@0.2 (torso)", xlim=(0, 1.45 * max(row.pck for row in rows) + 0.01))
     best = max(rows, key=lambda row: row.pck)
     listed = ", ".join(f"{row.version}: {row.pck:.3f}" for row in rows)
     size = f"The integer file is {rows[0].bytes / rows[-1].bytes:.1f} times smaller"
@@ -114,6 +114,8 @@ def shares(values: dict, unit: str, title: str = ""):
     drawn = axis.barh(y, numbers, color=PALETTE["sky"])
     axis.bar_label(drawn, [f" {_short(value)}" for value in numbers], fontsize=9)
     axis.set_yticks(y, list(values))
+    axis.locator_params(axis="x", nbins=6)
+    axis.xaxis.set_major_formatter("{x:,.6g}")
     axis.set(xlabel=unit, title=title, xlim=(0, 1.2 * numbers.max() or 1))
     largest = max(values, key=values.get)
     return fig, f"{title or unit}: of {len(values)} values the largest is {largest} with {_short(values[largest])} {unit}."
