@@ -63,7 +63,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 @drawing
 def pareto(groups: dict[str, list[tuple[float, float]]], y_label: str = "PCK@0.2"):
-    """Points (bytes, accuracy) by group, and the front that none of them beats. Returns (figure, sentence)."""
+    """Points (bytes, score) by group, and the front that none of them beats. Returns (figure, sentence)."""
     every = [point for points in groups.values() for point in points]
     if not every:
         raise ValueError("pareto() needs at least one point: {name: [(bytes, accuracy)]}")
@@ -72,7 +72,7 @@ def pareto(groups: dict[str, list[tuple[float, float]]], y_label: str = "PCK@0.2
     axis.step(*zip(*front), where="post", color="#888888", linestyle=LINES[1], label="front", zorder=1)
     for i, (name, points) in enumerate(groups.items()):
         axis.plot(*zip(*points), linestyle="none", marker=MARKERS[i % 8], color=_COLOURS[i % 6], markersize=7, label=name)
-    axis.set(xlabel="bytes of weights", ylabel=y_label, title="Accuracy against bytes")
+    axis.set(xlabel="bytes of weights", ylabel=y_label, title=f"{y_label} against bytes")
     axis.set_xscale("log")
     axis.legend(fontsize=8)
     said = ", ".join(f"{accuracy:.3f} with {size:,.0f} bytes" for size, accuracy in front)
