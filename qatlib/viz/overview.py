@@ -8,19 +8,19 @@ from qatlib.viz.base import LINES, MARKERS, PALETTE, drawing, figure
 
 __all__ = ["lesson_map", "pareto", "pareto_front", "sensitivity"]
 _COLOURS = [PALETTE[name] for name in ("blue", "orange", "green", "pink", "black", "sky")]
-_PLACES = {"00": (0, 2), "01": (1, 2), "02": (2, 2), "03": (3, 2), "07": (0, 1), "06": (1, 1), "05": (2, 1), "04": (3, 1),
-           "11": (0, 0), "08": (1, 0), "09": (2, 0), "10": (3, 0)}  # fmt: skip
+_PLACES = {"00": (0, 3), "01": (1, 3), "02": (2, 3), "03": (3, 3), "08": (1, 2), "04": (2, 2), "06": (3, 2),
+           "10": (1, 1), "05": (2, 1), "11": (3, 1), "09": (1, 0), "07": (2, 0)}  # fmt: skip  # no arrow passes behind a box
 
 
 @drawing
 def lesson_map(lessons):
     """The lessons (`qatlib.lessons.LESSONS`) as boxes, an arrow from each to those that build on it. Returns (figure, sentence)."""
-    fig, axis = figure(width=8.6, height=4.4)
+    fig, axis = figure(width=8.6, height=5.6)
     boxes = {lesson.number: _box(axis, lesson) for lesson in lessons}
     for lesson in lessons:
         for before in lesson.needs:
             _arrow(axis, before, lesson.number, boxes)
-    axis.set(xlim=(-0.5, 3.5), ylim=(-0.4, 2.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
+    axis.set(xlim=(-0.5, 3.5), ylim=(-0.4, 3.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
     axis.grid(False)
     axis.spines[:].set_visible(False)
     after = [f" after {' and '.join(lesson.needs)}" if lesson.needs else "" for lesson in lessons]

@@ -133,7 +133,7 @@ def decibels(signals: dict, bit_widths=range(2, 11)):
         slopes[name] = (y[-1] - y[len(y) // 2]) / (bit_widths[-1] - bit_widths[len(y) // 2])
         axis.plot(bit_widths, y, LINES[i % 4], marker=MARKERS[i], label=name)
     axis.plot(bit_widths, 6.02 * np.array(bit_widths), ":", color=PALETTE["black"], label="6.02 dB a bit")
-    axis.set(xlabel="bit width", ylabel="SQNR in dB", title="Every bit buys about 6 dB", xticks=bit_widths)
+    axis.set(xlabel="bit width", ylabel="SQNR in dB", title="SQNR and bits", xticks=bit_widths)
     axis.legend()
     middle = bit_widths[len(bit_widths) // 2]
     said = "; ".join(f"{name} {slope:.2f} dB" for name, slope in slopes.items())
