@@ -58,6 +58,7 @@ def test_pictures_say_what_they_show():
     points = [(100, 0.5), (200, 0.4), (300, 0.8)]
     assert pareto_front(points) == [(100, 0.5), (300, 0.8)]
     assert "2 of them are beaten by no other" in pareto({"a": points})[1]
+    assert pareto({"a": points})[0].axes[0].get_title(loc="left") == "PCK@0.2 against bytes"
     assert "conv1 costs most" in sensitivity(lesson._DROPS)[1]
     with pytest.raises(ValueError, match="at least one point"):
         pareto({"a": []})

@@ -101,7 +101,7 @@ def test_versions_name_every_comparison(tiny):
     names = {"float", "PTQ", *(f"{kind}, {v}" for kind in ("float", "QAT") for v in distill.VARIANTS)}
     assert set(scores) == names and all(0 <= value <= 1 for value in scores.values())
     figure, sentence = pictures.seeds([scores, scores])
-    assert all(name in sentence for name in names)
+    assert all(name in sentence for name in names) and figure.axes[0].get_title(loc="left")
 
 
 def test_clearest_is_the_student_that_surely_changes():
