@@ -19,7 +19,7 @@ from qatlib.lessons import keep
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PROGRESS = re.compile(r"\d+%\||\d+it \[|\d+it/s")
+PROGRESS = re.compile(r"\d+%\||\d+it \[|\d+it/s|^drew [\d,]+ pictures in ")  # bars, and the speed of this computer
 
 
 def find(numbers: list[str], solutions: bool = True) -> list[Path]:

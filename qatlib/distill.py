@@ -156,10 +156,10 @@ def clearest(runs: list[dict]) -> str | None:
     return max(shown, key=shown.get, default=None)
 
 
-def verdict(gain: float, error: float, seeds: int, what: str) -> str:
-    """One sentence about a gain: beyond its 95 % interval (Student's t; wide for few seeds) or not."""
+def verdict(gain: float, error: float, seeds: int, what: str, cause: str = "The teacher") -> str:
+    """One sentence about what `cause` gains: beyond its 95 % interval (Student's t; wide for few seeds) or not."""
     reach = uncertainty(error, seeds)
-    seen = f"The teacher changes the PCK of {what} by {gain:+.3f}; {seeds} seeds leave an uncertainty of {reach:.3f} (95 %): "
+    seen = f"{cause} changes the PCK of {what} by {gain:+.3f}; {seeds} seeds leave an uncertainty of {reach:.3f} (95 %): "
     if abs(gain) <= reach:
         return seen + "nothing is shown."
     return seen + ("a gain beyond the scatter of the seeds." if gain > 0 else "a loss beyond the scatter of the seeds.")

@@ -126,3 +126,34 @@ def next_key(handle, key: str) -> str:
     if key == "ArrowRight" and now >= high:
         return "ArrowLeft"
     return "ArrowRight" if key == "ArrowLeft" and now <= low else key
+
+
+def key_times(page, handle, presses: int = 20) -> list[float]:
+    """Milliseconds of each of `presses` key presses on a slider's handle: to one end and back."""
+    key, times = "ArrowRight", []
+    for _ in range(presses):
+        key = next_key(handle, key)
+        times.append(press(page, handle, key))
+    return times
+
+
+def choice_times(page, cell, presses: int = 20) -> list[float]:
+    """The same for a cell's radio buttons: Space on the first that is not chosen, again and again."""
+    times = []
+    for _ in range(presses):
+        times.append(press(page, cell.query_selector("input[type=radio]:not(:checked)"), "Space"))
+        page.wait_for_timeout(100)  # the buttons are drawn anew
+    return times
+
+
+def widget_times(page, presses: int = 20) -> list[tuple[str, list[float]]]:
+    """(what moves, milliseconds of each key press) of every slider and every radio group of a picture on the page."""
+    found = []
+    for cell in page.query_selector_all(".jp-Cell:has(.noUi-handle)"):
+        for row in cell.query_selector_all(".widget-hslider, .jupyter-widget-hslider"):
+            if handle := row.query_selector(".noUi-handle"):
+                name = row.query_selector(".widget-label").inner_text()
+                found.append((name, key_times(page, handle, presses)))
+        if cell.query_selector("input[type=radio]"):
+            found.append(("radio buttons", choice_times(page, cell, presses)))
+    return found

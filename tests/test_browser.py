@@ -1,7 +1,8 @@
 """Lessons in a real browser: JupyterLab in headless Chromium, sliders moved from the keyboard, questions answered.
 
 Needs Chromium (Debian: apt-get install chromium). Without it these tests are skipped, or fail where QATLIB_BROWSER_REQUIRED=1
-says that they must not be, as in CI. Screenshots go to runs/screenshots. Slider times are printed, not asserted.
+says that they must not be, as in CI. Screenshots go to runs/screenshots. Slider times are printed, not asserted;
+`python tests/latency.py` measures every widget of every lesson.
 """
 
 import os
@@ -11,7 +12,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from lab import FLAGS, chromium, next_key, press, run_all, server
+from lab import FLAGS, chromium, key_times, next_key, press, run_all, server
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "screenshots"
@@ -84,9 +85,7 @@ def test_slider_moves_from_the_keyboard_and_changes_what_is_shown(lesson):
         page.wait_for_timeout(100)
         assert handle.get_attribute("aria-valuenow") != value
         assert shown(cell)[1] != before[1], f"slider {index} of lesson {number} moved, its picture did not change"
-        for _ in range(19):
-            key = next_key(handle, key)
-            times.append(press(page, handle, key))
+        times += key_times(page, handle, 19)
         label = cell.query_selector(".widget-label")
         name = label.inner_text() if label else "slider"
         where = f"lesson {number}, slider {index} (beside '{name}')"

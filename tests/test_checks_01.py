@@ -66,3 +66,14 @@ def test_expected_shift_is_the_layers_own():
     from qatlib.ai8x import calc_weight_shift
 
     assert lesson.check_shift(lambda w: calc_weight_shift(w)[0]).ok
+
+
+def test_an_affine_answer_in_float64_or_float32_is_drawn_as_equal():
+    def in_float32(a, b, n):
+        scale, zero_point = affine(torch.tensor(a), torch.tensor(b), n)
+        return torch.as_tensor(scale), zero_point
+
+    for answer in (affine, in_float32):
+        report = lesson.check_affine(answer)
+        assert report.ok and "all are equal" in report.picture[1]
+    assert not lesson.check_affine(lambda a, b, n: (affine(a, b, n)[0] * (1 + 1e-6), affine(a, b, n)[1])).ok

@@ -101,7 +101,7 @@ def test_versions_name_every_comparison(tiny):
     names = {"float", "PTQ", *(f"{kind}, {v}" for kind in ("float", "QAT") for v in distill.VARIANTS)}
     assert set(scores) == names and all(0 <= value <= 1 for value in scores.values())
     figure, sentence = pictures.seeds([scores, scores])
-    assert all(name in sentence for name in names)
+    assert all(name in sentence for name in names) and figure.axes[0].get_title(loc="left")
 
 
 def test_clearest_is_the_student_that_surely_changes():
@@ -115,11 +115,19 @@ def test_clearest_is_the_student_that_surely_changes():
 def test_verdict_needs_more_than_noise():
     assert distill.paired_gain([0.3, 0.5], [0.2, 0.2]) == pytest.approx((0.2, 0.1))
     assert "nothing is shown" in distill.verdict(0.05, 0.01, 2, "QAT"), "two seeds: t is 12.7, not 2"
+    assert "nothing is shown" in distill.verdict(0.1, 0.042, 5, "it", "QAT in place of PTQ"), "five seeds: t is 2.8"
+    assert distill.verdict(0.1, 0.03, 5, "it", "QAT in place of PTQ").startswith("QAT in place of PTQ changes")
     assert "a gain" in distill.verdict(0.05, 0.01, 3, "QAT") and "a loss" in distill.verdict(-0.05, 0.01, 99, "QAT")
 
 
 def test_pictures_tell_peak_and_factor():
     _, sentence = pictures.softened(np.zeros((64, 64, 3), np.uint8), torch.zeros(2, 16, 16), ["wrist", "ankle"], 2.0)
     assert "wrist 0.00 (8.0 bits)" in sentence
+    flat = torch.zeros(16, 16)
+    flat[3, 4] = 1.0
+    _, sentence = pictures.temperatures(flat, "wrist", [0.1, 1.0])
+    assert "with 1 cells above" in sentence.split(";")[0] and "with 256 cells above" in sentence.split(";")[1]
+    cold, hot = pictures.gradient_norms(maps(1), maps(2), [1.0, 32.0])
+    assert cold > 200 * hot, "about T squared"
     _, sentence = pictures.gradient_sizes(maps(1), maps(2), [1.0, 32.0])
     assert "times smaller" in sentence

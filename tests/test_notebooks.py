@@ -176,7 +176,8 @@ def test_make_strips_noise_and_keeps_what_was_said():
     view = {make.WIDGET: {"model_id": "abc"}}
     bar = {"output_type": "display_data", "metadata": {}, "data": {"text/plain": "training:  40%|####      |", **view}}
     picture = {"output_type": "display_data", "metadata": {}, "data": {"image/svg+xml": "<svg/>", "text/plain": "Words.", **view}}
-    text = f"read {ROOT}/data/x.pth\n 50%|##  |\r100%|####| 2it/s\n<f at 0x7f00deadbeef>\n"
+    drew = "drew 1,400 pictures in 0.3 s: 4,522 a second on 2 worker(s)"
+    text = f"read {ROOT}/data/x.pth\n 50%|##  |\r100%|####| 2it/s\n{drew}\n<f at 0x7f00deadbeef>\n"
     stream = {"output_type": "stream", "name": "stdout", "text": text}
     only_bar = {"output_type": "stream", "name": "stderr", "text": "\r100%|####| 2/2 [00:01<00:00]\n"}
     bar, picture, stream, only_bar = map(nbformat.from_dict, (bar, picture, stream, only_bar))

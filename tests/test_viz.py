@@ -21,6 +21,7 @@ FIGURES = {
     "decibels": lambda: viz.decibels({"weights": WEIGHTS}),
     "channels": lambda: viz.channels(WEIGHTS),
     "powers_of_two": lambda: viz.powers_of_two({"a": WEIGHTS, "b": WEIGHTS * 3}),
+    "shift_quantiles": lambda: viz.shift_quantiles(WEIGHTS),
     "rounding_rules": lambda: viz.rounding_rules(),
     "rounding_gradient": lambda: viz.rounding_gradient(),
     "microscope": lambda: viz.microscope(),
@@ -70,6 +71,34 @@ def test_sentences_state_measured_numbers():
     assert "FP32 goes from 3 to 1" in FIGURES["curves"]()[1]
     below = float((WEIGHTS.abs() * 9 > 1).float().mean())
     assert f"conv2 lies outside -1 to 1, with {below:.1%}" in FIGURES["layer_histograms"]()[1]
+
+
+def test_codes_are_drawn_as_stairs_not_as_ramps():
+    """A code holds until the step that changes it: in the slider's SVG and in the figure."""
+    lines = [line for line in ET.fromstring(viz.descent_panel(0.1, 0.45)[0]).iter() if line.get("stroke-dasharray") == "6 3"]
+    points = [tuple(map(float, point.split(","))) for point in lines[0].get("points").split()]
+    assert len(lines) == 1 and all(a[0] == b[0] or a[1] == b[1] for a, b in zip(points, points[1:]))
+    drawn = FIGURES["oscillation"]()[0].axes[0].lines
+    assert [line.get_drawstyle() for line in drawn if line.get_label() == "quantized"] == ["steps-post"]
+
+
+def test_legends_hide_no_line():
+    figure = FIGURES["oscillation"]()[0]
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+    figure = FIGURES["rounding_gradient"]()[0]
+    figure.draw_without_rendering()
+    axis = figure.axes[1]
+    tallest = max(line.get_ydata().max() for line in axis.lines)
+    assert axis.transData.transform((0, tallest))[1] < axis.get_legend().get_window_extent().y0
+
+
+def test_shift_quantiles_tell_what_an_outlier_costs():
+    values = torch.cat([torch.linspace(-0.25, 0.25, 2001), torch.tensor([3.9])])
+    sentence = viz.shift_quantiles(values, bit_widths=(4,))[1]
+    held, cut = (viz.errors(values, 2.0**s / 8, 0, 4) for s in (2, -2))
+    assert "1 gives the weights s = +2, 0.95 gives -2" in sentence
+    assert f"s = -2 is best ({cut['sqnr']:.1f} dB, {cut['clipped']:.2%} clipped; {held['sqnr']:.1f} dB at s = +2)" in sentence
 
 
 def test_errors_split_into_rounding_and_clipping():

@@ -2,14 +2,17 @@
 
 import statistics
 import time
+from pathlib import Path
 
 import ipywidgets
+import latency
 import pytest
 import torch
 
 from qatlib import viz, widgets
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def draw(bits, kind="plain"):
@@ -137,3 +140,11 @@ def test_lesson_panels_redraw_fast_without_a_cache(panel):
         drawing(i)
         taken.append(time.process_time() - start)
     assert statistics.median(taken) < 0.033
+
+
+def test_latency_measures_every_lesson_that_shows_a_slider(capsys):
+    """Told from the stored outputs, not from the sources that `latency` searches."""
+    still = "run the cell to move them"
+    shown = [path.name for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")) if still in path.read_text()]
+    assert shown and latency.lessons([]) == shown and latency.lessons([shown[0][:2]]) == shown[:1]
+    assert latency.main(["77"]) == 2 and "lesson 77 has no slider; lessons with one: 00, 01" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def check_bytes(my_bytes) -> Report:
 
 
 def check_front(my_front) -> Report:
-    """`my_front(points)`: the points (bytes, accuracy) that no other beats, with rising bytes."""
+    """`my_front(points)`: the points (bytes, PCK) that no other beats, with rising bytes."""
     if not callable(my_front):
         return no_function("my_front", my_front)
     name = "my_front"
@@ -55,7 +55,7 @@ def check_front(my_front) -> Report:
             got = my_front(list(points))
             if got is None:
                 return failed(name, UNTOUCHED.format(name=name))
-            got = [(size, accuracy) for size, accuracy in got]
+            got = [(size, pck) for size, pck in got]
         except Exception as problem:
             return failed(name, f"not yet: my_front stopped with {type(problem).__name__}: {problem}.")
         rows.append({"case": label, "expected": str(want[:5]), "got": str(got[:5]), "ok": "yes" if got == want else "no"})
@@ -66,12 +66,12 @@ def check_front(my_front) -> Report:
 
 def _front_advice(points, want, got) -> str:
     if extra := [p for p in got if p not in want]:
-        size, accuracy = extra[0]
-        better = next((p for p in want if p[0] <= size and p[1] >= accuracy), None)
-        return f"{extra[0]} is beaten by {better}: no more bytes, and no less accuracy."
+        size, pck = extra[0]
+        better = next((p for p in want if p[0] <= size and p[1] >= pck), None)
+        return f"{extra[0]} is beaten by {better}: no more bytes, and no lower PCK."
     if set(got) == set(want):
         return "the right points, in another order or doubled: sort by bytes, each once."
-    return f"{next(p for p in want if p not in got)} is missing: nothing has fewer bytes and more accuracy."
+    return f"{next(p for p in want if p not in got)} is missing: nothing has fewer bytes and a higher PCK."
 
 
 def check_choice(my_choice) -> Report:

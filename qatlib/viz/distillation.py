@@ -5,7 +5,7 @@ import torch
 
 from qatlib.viz.base import MARKERS, PALETTE, drawing, figure
 
-__all__ = ["gradient_sizes", "seeds", "softened"]
+__all__ = ["gradient_norms", "gradient_sizes", "seeds", "softened", "temperatures"]
 
 
 @drawing
@@ -32,16 +32,38 @@ def softened(image: np.ndarray, logits: torch.Tensor, names: list[str], temperat
 
 
 @drawing
-def gradient_sizes(student: torch.Tensor, teacher: torch.Tensor, temperatures: list[float]):
-    """Mean size of the distillation gradient at each temperature, with the factor T^2 and without. Returns (figure, sentence)."""
+def temperatures(logits: torch.Tensor, name: str, values: list[float]):
+    """One joint's map (16, 16) softened at several temperatures, one picture each. Returns (figure, sentence)."""
+    from qatlib.distill import soften
+
+    fig, axes = figure(1, len(values), width=7.4, height=2.2)
+    said = []
+    for axis, t in zip(axes, values):
+        p = soften(logits[None, None], t)[0, 0].detach().numpy()
+        axis.imshow(p, cmap="cividis", interpolation="nearest", vmin=0)
+        axis.set(title=f"T = {t:g}: {p.max():.2f}", xticks=[], yticks=[])
+        axis.grid(False)
+        said.append(f"{p.max():.2f} at T = {t:g}, with {(p > p.max() / 10).sum()} cells above a tenth of it")
+    return fig, f"The teacher's map of the {name}, its likeliest cell: {'; '.join(said)}. Each has its own colour range."
+
+
+def gradient_norms(student: torch.Tensor, teacher: torch.Tensor, temperatures: list[float]) -> list[float]:
+    """Norm of the gradient of KL alone, without the factor T^2, with respect to the student's logits, at each temperature."""
     from qatlib.distill import distillation_loss
 
-    sizes = []
+    norms = []
     for t in temperatures:
         s = student.detach().clone().requires_grad_()
         distillation_loss(s, teacher, torch.zeros(()), t, 1.0).backward()
-        sizes.append(float(s.grad.norm()))
-    without = [size / t**2 for size, t in zip(sizes, temperatures)]
+        norms.append(float(s.grad.norm()) / t**2)
+    return norms
+
+
+@drawing
+def gradient_sizes(student: torch.Tensor, teacher: torch.Tensor, temperatures: list[float]):
+    """Size of the distillation gradient at each temperature, with the factor T^2 and without. Returns (figure, sentence)."""
+    without = gradient_norms(student, teacher, temperatures)
+    sizes = [norm * t**2 for norm, t in zip(without, temperatures)]
     fig, axis = figure(height=2.6)
     axis.loglog(temperatures, without, "o--", color=PALETTE["orange"], label="KL alone")
     axis.loglog(temperatures, sizes, "s-", color=PALETTE["blue"], label="T² · KL")
@@ -68,5 +90,5 @@ def seeds(runs: list[dict], unit: str = "PCK@0.2"):
             axis.plot(value, y, MARKERS[j % 8], color=PALETTE["orange" if "QAT" in name or "PTQ" in name else "blue"])
         said.append(f"{name} {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
     axis.set_yticks(range(len(names)), names[::-1])
-    axis.set(xlabel=unit)
+    axis.set(xlabel=unit, title="Every seed, and the mean of each version")
     return fig, f"{unit} over {len(runs)} seeds, mean and range: {'; '.join(said)}."

@@ -57,8 +57,8 @@ def rounding_gradient():
         slope = (np.floor(x + h + 0.5) - np.floor(x - h + 0.5)) / (2 * h)
         shares.append((slope == 0).mean())
         right.plot(x, slope, line, color=PALETTE[colour], label=f"h = {h:g}")
-    right.set(title="(f(x + h) - f(x - h)) / 2h", xlabel="x", ylabel="slope")
-    right.legend()
+    right.set(title="(f(x + h) - f(x - h)) / 2h", xlabel="x", ylabel="slope", ylim=(-1, 33))
+    right.legend(loc="upper center", ncols=2)
     return fig, (
         f"The slope of rounding, measured over 2h: at h = 0.2 it is zero on {shares[0]:.0%} of the points, at h = 0.02 on "
         f"{shares[1]:.0%}, with ever taller spikes at the jumps; in the limit it is zero wherever it exists."
@@ -119,21 +119,22 @@ def _crossings(values: np.ndarray) -> int:
 @drawing
 def oscillation(paths: dict, target: float, scale: float):
     """Weights on their way down: {name: (float weights, quantized values)} from `descend`, one picture each."""
-    fig, axes = figure(1, len(paths), width=7.6, height=2.7, sharey=True, squeeze=False)
+    fig, axes = figure(1, len(paths), width=7.6, height=3.0, sharey=True, squeeze=False)
     said = []
-    for axis, (name, (w, q)) in zip(axes[0], paths.items()):
+    for axis, (name, path) in zip(axes[0], paths.items()):
+        w, q = (np.asarray(values) for values in path)
         low, high = np.floor(min(w.min(), target) / scale - 0.5), np.ceil(max(w.max(), target) / scale + 0.5)
         for k in np.arange(low, high + 1):
             axis.axhline((k + 0.5) * scale, color="#bbbbbb", linewidth=0.8, linestyle=":")
         axis.plot(w, color=PALETTE["blue"], label="float weight")
-        axis.step(range(len(q)), q, where="mid", color=PALETTE["red"], linewidth=1.2, linestyle="--", label="quantized")
+        axis.step(range(len(q)), q, where="post", color=PALETTE["red"], linewidth=1.2, linestyle="--", label="quantized")
         axis.axhline(target, color="black", linewidth=1, label="target")
         axis.set(title=name, xlabel="step")
         axis.grid(False)
         half = len(q) // 2
         said.append(f"{name}: ends at {q[-1]:.3g}, with {_crossings(q[half:])} jumps in the second half")
     axes[0, 0].set_ylabel("weight")
-    axes[0, 0].legend(fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return fig, f"One weight descends to the target {target:g} on a grid of {scale:g}. {'; '.join(said)}."
 
 
@@ -144,7 +145,8 @@ def descent_panel(rate: float, target: float, start: float = -0.9, bits: int = 3
     scale = 1.0 / max(IntRange(bits).q_max, 1)
     w, q = descend(start, target, scale, bits, estimator, rate, steps)
     plot = Plot((0, steps), (-1.7, 1.7), f"Descent with {estimator} gradients, learning rate {rate:g}", "step", "weight", width=640)
-    plot.line([0, steps], [target, target], "black", "3 3", 1.2).line(range(steps + 1), q, "red", "6 3", 1.4)
+    edges = np.repeat(np.arange(steps + 1), 2)[1:]  # a code holds until the next step: a staircase, not a ramp
+    plot.line([0, steps], [target, target], "black", "3 3", 1.2).line(edges, np.repeat(q, 2)[:-1], "red", "6 3", 1.4)
     plot.line(range(steps + 1), w, "blue").legend({"float weight": "blue", "quantized": "red", "target": "black"}, x=470, y=145)
     jumps, half = _crossings(q[steps // 2 :]), steps // 2
     return str(plot), (

@@ -8,19 +8,19 @@ from qatlib.viz.base import LINES, MARKERS, PALETTE, drawing, figure
 
 __all__ = ["lesson_map", "pareto", "pareto_front", "sensitivity"]
 _COLOURS = [PALETTE[name] for name in ("blue", "orange", "green", "pink", "black", "sky")]
-_PLACES = {"00": (0, 2), "01": (1, 2), "02": (2, 2), "03": (3, 2), "07": (0, 1), "06": (1, 1), "05": (2, 1), "04": (3, 1),
-           "11": (0, 0), "08": (1, 0), "09": (2, 0), "10": (3, 0)}  # fmt: skip
+_PLACES = {"00": (0, 3), "01": (1, 3), "02": (2, 3), "03": (3, 3), "08": (1, 2), "04": (2, 2), "06": (3, 2),
+           "10": (1, 1), "05": (2, 1), "11": (3, 1), "09": (1, 0), "07": (2, 0)}  # fmt: skip  # no arrow passes behind a box
 
 
 @drawing
 def lesson_map(lessons):
     """The lessons (`qatlib.lessons.LESSONS`) as boxes, an arrow from each to those that build on it. Returns (figure, sentence)."""
-    fig, axis = figure(width=8.6, height=4.4)
+    fig, axis = figure(width=8.6, height=5.6)
     boxes = {lesson.number: _box(axis, lesson) for lesson in lessons}
     for lesson in lessons:
         for before in lesson.needs:
             _arrow(axis, before, lesson.number, boxes)
-    axis.set(xlim=(-0.5, 3.5), ylim=(-0.4, 2.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
+    axis.set(xlim=(-0.5, 3.5), ylim=(-0.4, 3.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
     axis.grid(False)
     axis.spines[:].set_visible(False)
     after = [f" after {' and '.join(lesson.needs)}" if lesson.needs else "" for lesson in lessons]
@@ -63,7 +63,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 @drawing
 def pareto(groups: dict[str, list[tuple[float, float]]], y_label: str = "PCK@0.2"):
-    """Points (bytes, accuracy) by group, and the front that none of them beats. Returns (figure, sentence)."""
+    """Points (bytes, score) by group, and the front that none of them beats. Returns (figure, sentence)."""
     every = [point for points in groups.values() for point in points]
     if not every:
         raise ValueError("pareto() needs at least one point: {name: [(bytes, accuracy)]}")
@@ -72,7 +72,7 @@ def pareto(groups: dict[str, list[tuple[float, float]]], y_label: str = "PCK@0.2
     axis.step(*zip(*front), where="post", color="#888888", linestyle=LINES[1], label="front", zorder=1)
     for i, (name, points) in enumerate(groups.items()):
         axis.plot(*zip(*points), linestyle="none", marker=MARKERS[i % 8], color=_COLOURS[i % 6], markersize=7, label=name)
-    axis.set(xlabel="bytes of weights", ylabel=y_label, title="Accuracy against bytes")
+    axis.set(xlabel="bytes of weights", ylabel=y_label, title=f"{y_label} against bytes")
     axis.set_xscale("log")
     axis.legend(fontsize=8)
     said = ", ".join(f"{accuracy:.3f} with {size:,.0f} bytes" for size, accuracy in front)

@@ -7,9 +7,11 @@ from qatlib.quantizers import IntRange, affine_params, dequantize, quantize, rou
 from qatlib.viz.base import LINES, MARKERS, PALETTE, drawing, figure
 
 __all__ = [
-    "channels", "clip_tradeoff", "decibels", "errors", "powers_of_two", "quantizer_panel", "rounding_rules", "snapping",
-    "sqnr", "staircase",
+    "channels", "clip_tradeoff", "decibels", "errors", "powers_of_two", "quantizer_panel", "rounding_rules",
+    "shift_quantiles", "snapping", "sqnr", "staircase",
 ]  # fmt: skip
+
+_COLOURS = ("blue", "orange", "red")
 
 
 def parameters(values: torch.Tensor, bit_width: int, clip: float = 1.0, kind: str = "symmetric"):
@@ -131,7 +133,7 @@ def decibels(signals: dict, bit_widths=range(2, 11)):
         slopes[name] = (y[-1] - y[len(y) // 2]) / (bit_widths[-1] - bit_widths[len(y) // 2])
         axis.plot(bit_widths, y, LINES[i % 4], marker=MARKERS[i], label=name)
     axis.plot(bit_widths, 6.02 * np.array(bit_widths), ":", color=PALETTE["black"], label="6.02 dB a bit")
-    axis.set(xlabel="bit width", ylabel="SQNR in dB", title="Every bit buys about 6 dB", xticks=bit_widths)
+    axis.set(xlabel="bit width", ylabel="SQNR in dB", title="SQNR and bits", xticks=bit_widths)
     axis.legend()
     middle = bit_widths[len(bit_widths) // 2]
     said = "; ".join(f"{name} {slope:.2f} dB" for name, slope in slopes.items())
@@ -185,6 +187,34 @@ def powers_of_two(layers: dict):
     axis.set(xlabel="largest |w| of the layer", ylabel="share of the range used, %", ylim=(40, 104))
     axis.set_title("A power of two uses between half and all of the range")
     return fig, f"Share of the code range that a power-of-two scale uses, between 50 and 100 %: {'; '.join(said)}."
+
+
+@drawing
+def shift_quantiles(values: torch.Tensor, bit_widths=(8, 4, 2), name: str = "weights", lowest: float = 0.95):
+    """ai8x's shift for each `shift_quantile` from `lowest` to 1, of a layer's weights and bias together, and the SQNR it gives."""
+    from qatlib.ai8x import calc_weight_shift
+
+    shares = np.linspace(lowest, 1, 101)
+    values = values.detach().flatten()
+    shifts = [int(calc_weight_shift(values, float(share)).item()) for share in shares]
+    found = {b: {s: errors(values, 2.0**s / 2 ** (b - 1), 0, b) for s in set(shifts)} for b in bit_widths}
+    fig, (left, right) = figure(1, 2)
+    left.step(shares * 100, shifts, where="post", color=PALETTE["blue"])
+    left.set(title="The shift is a staircase", ylabel="weight_shift s", yticks=sorted(set(shifts)))
+    for i, (b, at) in enumerate(found.items()):
+        sqnrs = [at[s]["sqnr"] for s in shifts]
+        right.step(shares * 100, sqnrs, where="post", linestyle=LINES[i % 4], color=PALETTE[_COLOURS[i % 3]], label=f"{b} bits")
+    right.set(title="What the weights gain or lose", ylabel="SQNR in dB")
+    right.legend()
+    for axis in (left, right):
+        axis.set_xlabel("shift_quantile, % of the weights held")
+    best = {b: max(at, key=lambda s: at[s]["sqnr"]) for b, at in found.items()}
+    said = "; ".join(
+        f"at {b} bits s = {s:+d} is best ({found[b][s]['sqnr']:.1f} dB, {found[b][s]['clipped']:.2%} clipped; "
+        f"{found[b][shifts[-1]]['sqnr']:.1f} dB at s = {shifts[-1]:+d})"
+        for b, s in best.items()
+    )
+    return fig, f"shift_quantile 1 gives the {name} s = {shifts[-1]:+d}, {shares[0]:.2f} gives {shifts[0]:+d}; {said}."
 
 
 @drawing
