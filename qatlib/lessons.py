@@ -45,13 +45,13 @@ LESSONS = (
     Lesson("02", "straight_through", "The straight-through estimator", "gradients through rounding", ("01",), 25),
     Lesson("03", "ai8x_layers", "ai8x layers", "shifts, thresholds, how QAT is switched on", ("02",), 35),
     Lesson("04", "traditional_ptq_qat", "Traditional training, PTQ and QAT", "when QAT pays, with numbers", ("03",), 30),
-    Lesson("05", "train_pose_tiny", "Train the tiny pose network", "your own trained network", ("04",), 20),
-    Lesson("06", "inspect_parameters", "Inspect the parameters", "the doctor: is QAT on, is it sound?", ("03",), 25),
+    Lesson("05", "train_pose_tiny", "Train the tiny pose network", "your own trained network", ("04",), 30),
+    Lesson("06", "inspect_parameters", "Inspect the parameters", "the doctor: is QAT on, is it sound?", ("05",), 25),
     Lesson("07", "export_int8", "Export to int8", "integers, ONNX, C and the chip, bit for bit", ("05",), 25),
     Lesson("08", "distillation", "Distillation", "a smaller network from a bigger one", ("04",), 20),
     Lesson("09", "sweep", "Sweeps and mixed precision", "many runs, mixed bits, the Pareto front", ("05",), 25),
     Lesson("10", "claims", "The claims page", "what to believe of a QAT text", ("04",), 30),
-    Lesson("11", "break_it", "Break it", "ten bugs found and fixed", ("06",), 40),
+    Lesson("11", "break_it", "Break it", "ten bugs found and fixed", ("06", "07"), 40),
 )
 
 
