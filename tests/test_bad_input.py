@@ -178,7 +178,7 @@ CALLS = [
     (lambda: recipe.model_from({"a": 3}), ValueError, "a of the state dict is a int, not a tensor; give"),
     (lambda: recipe.model_from({"a": X.to_sparse()}), ValueError, "a of the state dict is a torch.sparse.* tensor; store dense"),
     (lambda: recipe.model_from({"a": X.to("meta")}), ValueError, "a of the state dict is a meta tensor; store dense"),
-    (lambda: recipe.model_from({"a.weight_bits": X[:1]}), ValueError, r"is \[0.5\]; bits are 1, 2, 4, 8, or 0"),
+    (lambda: recipe.model_from({"a.weight_bits": X[:1]}), ValueError, r"a.weight_bits of .* is \[0.5\], which no training writes"),
     (lambda: recipe.model_from({"a": X}), ValueError, "the state dict is not PoseTiny's; give a checkpoint"),
     (lambda: recipe.load_model("/no.pth"), FileNotFoundError, r"no checkpoint at /no.pth; train first"),
     (lambda: compare.compare("/no"), FileNotFoundError, r"no checkpoint at /no/float.pth; train first"),
@@ -358,6 +358,8 @@ def odd_checkpoints(folder):
     torch.save({"a.op.weight": weight.to("meta")}, folder / "meta.pth")
     torch.save({"a.op.weight": weight, "a.weight_bits": torch.tensor(10**9)}, folder / "bits.pth")
     torch.save({"a.op.weight": weight, "a.weight_bits": torch.zeros(2)}, folder / "two.pth")
+    torch.save({"a.op.weight": weight, "a.op.bias": torch.zeros(0)}, folder / "bias.pth")
+    torch.save(tiny | {"state_dict": NET.state_dict() | {"conv4.final_scale": torch.tensor([1e9])}}, folder / "scale.pth")
 
 
 def enormous() -> bytes:
@@ -439,10 +441,12 @@ COMMANDS = [
     ("doctor", "{p}/history.pth", "history.pth is not as train_pose_tiny writes it; save"),
     ("doctor", "{p}/losses.pth", "losses.pth is not as train_pose_tiny writes it; save"),
     ("doctor", "{p}/key.pth", "key.pth has the key 3, which is no text; save"),
-    ("doctor", "{p}/sparse.pth", "a.op.weight in .*sparse.pth is a torch.sparse.* tensor; save dense"),
-    ("doctor", "{p}/meta.pth", "a.op.weight in .*meta.pth is a meta tensor; save dense"),
-    ("doctor", "{p}/bits.pth", r"a.weight_bits in .*bits.pth is 1000000000, which no training writes; train"),
-    ("doctor", "{p}/two.pth", r"a.weight_bits in .*two.pth is \[0.0, 0.0\], which no training writes; train"),
+    ("doctor", "{p}/sparse.pth", "a.op.weight of .*sparse.pth is a torch.sparse.* tensor; store dense"),
+    ("doctor", "{p}/meta.pth", "a.op.weight of .*meta.pth is a meta tensor; store dense"),
+    ("doctor", "{p}/bits.pth", r"a.weight_bits of .*bits.pth is 1000000000, which no training writes; train"),
+    ("doctor", "{p}/two.pth", r"a.weight_bits of .*two.pth is \[0.0, 0.0\], which no training writes; train"),
+    ("doctor", "{p}/bias.pth", r"a.op.bias of .*bias.pth is \[\], which no training writes; train"),
+    ("doctor", "{p}/scale.pth", r"conv4.final_scale of .*scale.pth is \[1000000000.0\], which no training writes; train"),
     ("doctor", "{long}", "nnn.ipynb: File name too long"),
     ("pose.data_card", "--count 0", "n = 0 is outside 1"),
     ("pose.data_card", "--count 2 --seed -1", "seed = -1 is outside"),

@@ -156,6 +156,7 @@ FORGED = [
     (("state_dict", "conv1.weight_bits"), torch.tensor([4]), "conv1 has 4 bits after epoch 3, not 8"),
     (("optimizer",), {}, "optimizer's state does not belong to this network"),
     (("optimizer",), "state", "optimizer's state does not belong to this network"),
+    (("optimizer",), torch.zeros(2), "optimizer's state does not belong to this network"),
     (("optimizer",), [1], "optimizer's state does not belong to this network"),
     (("optimizer", "param_groups"), [1], "optimizer's state does not belong to this network"),
     (("optimizer", "param_groups"), [], "optimizer's state does not belong to this network"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 
 import torch
@@ -12,6 +13,12 @@ from qatlib.files import check_archive, write_atomic
 from qatlib.messages import short
 from qatlib.pose.model import PoseTiny
 
+VALID = {
+    **dict.fromkeys(("weight_bits", "bias_bits"), lambda bits: bits in (0, 1, 2, 4, 8)),
+    **dict.fromkeys(("activation_threshold", "final_scale", "output_shift"), lambda log2: not 1000 < abs(log2) < math.inf),
+    "shift_quantile": lambda share: 0 < share <= 1,
+}
+EMPTY = (".op.weight", ".op.bias")  # never without a value
 NUMBERS = ("epoch", "loss", "lr", "pck", "pckh", "pixel_error")  # of every epoch, in a history
 
 
@@ -72,20 +79,24 @@ def model_from(state_dict: dict) -> PoseTiny:
     return model.eval()
 
 
-def check_state(state_dict) -> None:
-    """Raise ValueError unless `state_dict` maps names to plain tensors of real numbers, and its weight_bits are 0, 1, 2, 4 or 8."""
+def check_state(state_dict, where: str = "the state dict") -> None:
+    """Raise ValueError unless `state_dict` maps names to dense tensors of real numbers, with sensible ones where layers keep one.
+
+    A threshold may be -inf: a dead layer gives that, and the doctor names it.
+    """
     if not isinstance(state_dict, dict):
-        raise ValueError(f"the state dict is a {type(state_dict).__name__}; give a dict of names and tensors, model.state_dict()")
+        raise ValueError(f"{where} is a {type(state_dict).__name__}; give a dict of names and tensors, model.state_dict()")
     for name, value in state_dict.items():
         if not isinstance(name, str):
-            raise ValueError(f"the state dict has the key {short(name)}, which is no text; give the unchanged model.state_dict()")
+            raise ValueError(f"{where} has the key {short(name)}, which is no text; give the unchanged model.state_dict()")
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{name} of the state dict is a {type(value).__name__}, not a tensor; give model.state_dict()")
+            raise ValueError(f"{name} of {where} is a {type(value).__name__}, not a tensor; give model.state_dict()")
         if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
             kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
-            raise ValueError(f"{name} of the state dict is a {kind} tensor; store dense real numbers, in memory")
-        if name.endswith(("weight_bits", "bias_bits")) and not (value.numel() == 1 and value.item() in (0, 1, 2, 4, 8)):
-            raise ValueError(f"{name} of the state dict is {short(value.tolist())}; bits are 1, 2, 4, 8, or 0 before QAT")
+            raise ValueError(f"{name} of {where} is a {kind} tensor; store dense real numbers, in memory")
+        valid = VALID.get(name.rpartition(".")[2])
+        if valid and (value.numel() != 1 or not valid(value.item())) or name.endswith(EMPTY) and not value.numel():
+            raise ValueError(f"{name} of {where} is {short(value.tolist())}, which no training writes; train or copy it again")
 
 
 def load_state(model: PoseTiny, state_dict: dict) -> None:
@@ -125,7 +136,8 @@ def _check_config(stored: dict, config, path: Path) -> None:
     try:
         saved = type(config)(**stored)
     except (TypeError, ValueError, RuntimeError) as problem:  # RuntimeError: tensors where numbers belong
-        raise ValueError(f"{path} has settings that this version does not know ({problem}); choose another folder") from problem
+        reason = " ".join(str(problem).split())[:200]
+        raise ValueError(f"{path} has settings that this version does not know ({reason}); choose another folder") from problem
     changed = [f.name for f in dataclasses.fields(config) if getattr(saved, f.name) != getattr(config, f.name)]
     if changed:
         raise ValueError(f"{path} has other settings ({', '.join(changed)}); resume with the same, or choose another folder")
@@ -160,7 +172,7 @@ def _check_moments(stored, optimizer, path: Path) -> None:
         sound = [_settings(group) for group in groups] == [_settings(group) for group in own]
         trained = [i for i, p in enumerate(parameters) if p.requires_grad]
         sound = sound and sorted(state) == trained and all(_moments_fit(state[i], parameters[i]) for i in trained)
-    except (TypeError, KeyError, AttributeError, RuntimeError, ValueError):  # not even nested as it should be
+    except (TypeError, LookupError, AttributeError, RuntimeError, ValueError):  # not even nested as it should be
         sound = False
     if not sound:
         raise ValueError(f"{path}: its optimizer's state does not belong to this network; it is damaged: start in another folder")
