@@ -264,7 +264,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@interruptible("train_pose_tiny", "before the end of the first epoch there is nothing to keep")
+@interruptible("train_pose_tiny", "before the end of the first epoch there is nothing new to keep")
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code (2: the problem is one sentence on standard error, 130: interrupted)."""
     options = vars(parse(arguments))

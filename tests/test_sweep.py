@@ -191,6 +191,13 @@ def test_storage_without_its_package_names_what_installs_it(tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_github_is_no_place_to_write_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    url = "https://github.com/someone/notebooks"
+    assert main([str(NOTEBOOK), "--grid", "seed=1", "--out", str(tmp_path / "out"), "--notebooks", url]) == 2
+    assert "papermill only reads from GitHub, give a folder" in capsys.readouterr().err
+
+
 def test_every_scheme_that_imports_something_is_known():
     from papermill.iorw import papermill_io
 

@@ -168,7 +168,7 @@ def _check_moments(stored, optimizer, path: Path) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = optimizer.state_dict()["param_groups"]
     try:
-        groups, state = stored["param_groups"], stored["state"]
+        groups, state = (stored["param_groups"], stored["state"]) if isinstance(stored, dict) else ([], {})
         sound = [_settings(group) for group in groups] == [_settings(group) for group in own]
         trained = [i for i, p in enumerate(parameters) if p.requires_grad]
         sound = sound and sorted(state) == trained and all(_moments_fit(state[i], parameters[i]) for i in trained)

@@ -58,6 +58,8 @@ def run(notebook, grid: dict, out, workers: int | None = None, threads: int | No
             raise ValueError(f"{name} is {number!r}; give a whole number of at least 1")
     text, code = read_notebook(notebook, grid)
     check_remote(remote)
+    if str(remote).partition("://")[2].startswith("github.com/"):
+        raise ValueError(f"notebooks cannot go to {remote!r}; papermill only reads from GitHub, give a folder of a storage service")
     if scheduler is not None:
         check_address(scheduler)
     if not str(out).strip():
