@@ -105,8 +105,9 @@ def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exac
 
 
 def _checked_input(inputs) -> torch.Tensor:
-    if not isinstance(inputs, torch.Tensor):
-        raise TypeError(f"train_loader gave a {type(inputs).__name__}; it must give tensors, or tuples that start with one")
+    if not isinstance(inputs, torch.Tensor) or inputs.is_complex():
+        kind = getattr(inputs, "dtype", type(inputs).__name__)
+        raise TypeError(f"train_loader gave a {kind}; it must give tensors of real numbers, or tuples that start with one")
     return inputs
 
 
