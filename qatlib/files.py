@@ -27,13 +27,17 @@ def write_atomic(path: str | os.PathLike, content: bytes | str | Callable[[Path]
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as problem:
-        raise OSError(
-            problem.errno, f"cannot write {path}: {problem.strerror or problem}; free some space or choose another folder"
-        ) from problem
+        raise cannot_write(path, problem) from problem
     finally:
         with contextlib.suppress(OSError):  # where the folder cannot exist there is nothing to remove
             temporary.unlink()
     return path
+
+
+def cannot_write(path: str | os.PathLike, problem: OSError) -> OSError:
+    """`problem` with the file and the remedy in its text."""
+    text = f"cannot write {path}: {problem.strerror or problem}; free some space or choose another folder"
+    return OSError(problem.errno, text)
 
 
 def prepare_folder(folder: str | os.PathLike) -> Path:

@@ -10,6 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from qatlib.command_line import interruptible, sentence
 from qatlib.files import write_atomic
 from qatlib.reference import ROOT, load
 
@@ -102,6 +103,7 @@ def picture(path: Path = PICTURE, columns: int = 8) -> str:
     return sentence
 
 
+@interruptible("readme")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatlib.readme", description=__doc__.splitlines()[0])
     parser.add_argument("--picture", action="store_true", help="draw data/picture.png, too")
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(picture())
         write_atomic(README, filled(README.read_text()))
     except (KeyError, ValueError, TypeError, OSError) as problem:
-        print(f"readme: {problem}; measure it first with python -m qatlib.reference", file=sys.stderr)
+        print(f"readme: {sentence(problem)}; measure it first with python -m qatlib.reference", file=sys.stderr)
         return 2
     print(f"wrote the tables of {README.name}")
     return 0

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qatlib.command_line import interruptible, sentence
 from qatlib.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +195,7 @@ def differences(groups: list[str]) -> Iterator[tuple[Number, float | None]]:
                 yield number, known and known["value"]
 
 
+@interruptible("reference", "numbers measured so far are stored")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatlib.reference", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="first words of names; none: everything")
@@ -208,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number in measure(groups):
             print(f"{number.name:44}{number.value:>14.6g}  {number.unit}")
     except (ValueError, OSError) as problem:
-        print(f"reference: {problem}", file=sys.stderr)
+        print(f"reference: {sentence(problem)}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from qatlib.command_line import folder, interruptible, sentence
+
 LESSONS = ("05_train_pose_tiny", "07_export_int8")
 FOLDER = "notebooks"
 
@@ -14,10 +16,12 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     """Run one lesson with papermill into `folder`; the path of the executed notebook.
 
     Raises FileNotFoundError without the lesson, ValueError for a parameter that it does not have, RuntimeError naming the
-    executed notebook where one of its cells fails.
+    executed notebook where one of its cells fails, OSError where the executed notebook cannot be written.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
+
+    from qatlib.files import cannot_write
 
     source = Path(FOLDER) / f"{lesson}.ipynb"
     if not source.is_file():
@@ -28,11 +32,13 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     target = folder / source.name
     print(f"{lesson} -> {os.path.relpath(target)}", file=sys.stderr)
     try:
-        quiet = {"log_output": False, "extra_arguments": ["--log-level=ERROR"]}
+        quiet = {"log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
         papermill.execute_notebook(str(source), str(target), parameters, cwd=FOLDER, kernel_name="python3", **quiet)
     except PapermillExecutionError as problem:
         said = f"{problem.ename}: {problem.evalue}".splitlines()[0]
         raise RuntimeError(f"cell {problem.exec_count} of {lesson} failed ({said}); read it in {target}") from problem
+    except OSError as problem:
+        raise cannot_write(target, problem) from problem
     return target
 
 
@@ -46,7 +52,9 @@ def run(data: str, preset: str, weight_bits: int, seed: int, out: Path) -> list[
     from qatlib.pose.data import load
     from qatlib.train_pose_tiny import configure
 
-    preset = os.environ.get("QATLIB_PRESET", preset)
+    if (forced := os.environ.get("QATLIB_PRESET", preset)) != preset:
+        print(f"QATLIB_PRESET={forced} is set: it goes before the preset {preset!r}; unset it to choose yourself", file=sys.stderr)
+        preset = forced
     config = configure(preset, data=data, weight_bits=weight_bits, seed=seed)
     load(config.data, "test", 1, progress=False)
     out = prepare_folder(out).resolve()
@@ -61,22 +69,23 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+@interruptible("run")
 def main(arguments: list[str] | None = None) -> int:
     """0: done, the table and the paths are printed last. 1: a lesson's cell failed. 2: unusable settings; nothing was started."""
     parser = argparse.ArgumentParser(prog="python -m qatlib.run", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="figures", help="'figures' or 'lsp:/path'")
-    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--preset", default="quick", help="quick or full; the environment variable QATLIB_PRESET goes before it")
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=folder)
     options = vars(parser.parse_args(arguments))
-    out = options.pop("out") or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    out = Path(options.pop("out") or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S"))
     if options["data"].startswith("lsp:"):
         options["data"] = "lsp:" + os.path.abspath(os.path.expanduser(options["data"][4:]))
     try:
         paths = run(**options, out=out)
     except (ValueError, TypeError, OSError, RuntimeError) as problem:
-        print(f"run: {problem}", file=sys.stderr)
+        print(f"run: {sentence(problem)}", file=sys.stderr)
         return 1 if isinstance(problem, RuntimeError) else 2
     from qatlib import compare
 

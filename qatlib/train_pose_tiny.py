@@ -17,10 +17,12 @@ import torch
 from tqdm.auto import tqdm
 
 from qatlib import ai8x
+from qatlib.command_line import folder, interruptible, sentence
 from qatlib.files import prepare_folder
-from qatlib.pose.checkpoint import load_model, load_state, model_from, read_checkpoint, save  # noqa: F401 (load_model: for users)
+from qatlib.pose.checkpoint import load_model, load_state, model_from, read_checkpoint, restore, save  # noqa: F401 (for users)
 from qatlib.pose.data import PoseSet, augment, load, to_input, warp
 from qatlib.pose.evaluate import calibration_batches, evaluate, policy
+from qatlib.pose.figures import check_memory
 from qatlib.pose.model import PoseTiny, pose_loss
 from qatlib.pose.parallel import Team, join, leave, share_batch_norm
 
@@ -178,8 +180,9 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
     `init` is the state dict of a float network to start from; training then begins at `start_epoch`. `resume` continues from the
     checkpoint in `out`, if there is one yet. An interrupt (Ctrl-C, Jupyter's stop button) gives the network as it was after
     the last whole epoch; before the end of the first one it is passed on. `team`: the processes that share every batch.
-    Raises ValueError for unusable settings, and OSError, before any work, where `out` cannot be written.
+    Raises TypeError or ValueError for unusable settings, and OSError, before any work, where `out` cannot be written.
     """
+    check_arguments(config, train_poses, test_poses)
     team, out = team or Team(), Path(out) if out else None
     if resume and not out:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
@@ -202,14 +205,25 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
     try:
         for state in epochs(model, optimizer, config, first, history, train_poses, test_poses, out, progress, team):
             kept = state
+        result = Result(config, model.eval(), history, evaluate(model, test_poses))
+        if out and team.first:
+            save(out / "final.pth", model, config, config.epochs, history)
     except KeyboardInterrupt:
         if not kept[1]:
             raise
         return stopped(config, *kept, out)
-    result = Result(config, model.eval(), history, evaluate(model, test_poses))
-    if out and team.first:
-        save(out / "final.pth", model, config, config.epochs, history)
     return result
+
+
+def check_arguments(config, train_poses, test_poses) -> None:
+    """Of `train`, before any work: types, and that the pictures still to be drawn fit in memory."""
+    if not isinstance(config, Config):
+        raise TypeError(f"config is a {type(config).__name__}; make one with configure(preset, ...)")
+    for name, poses in (("train_poses", train_poses), ("test_poses", test_poses)):
+        if not isinstance(poses, (PoseSet, type(None))):
+            raise TypeError(f"{name} is a {type(poses).__name__}; give a qatlib.pose.data.PoseSet, or None to load config.data")
+    if config.data == "figures":
+        check_memory((config.n_train if train_poses is None else 0) + (config.n_test if test_poses is None else 0))
 
 
 def epochs(model, optimizer, config: Config, first: int, history: list, train_poses: PoseSet, test_poses: PoseSet,
@@ -240,29 +254,6 @@ def stopped(config: Config, state_dict: dict, history: list, out: Path | None) -
     return Result(config, model_from(state_dict).to(pick_device(), memory_format=FORMAT), history, metrics, interrupted=True)
 
 
-def restore(path: Path, config: Config, model, optimizer):
-    """(epochs done, history, optimizer) from a checkpoint; `model` receives its weights. Raises ValueError for another config."""
-    content = read_checkpoint(path)
-    try:
-        saved = Config(**content["config"])
-    except TypeError as problem:
-        raise ValueError(f"{path} has settings that this version does not know ({problem}); choose another folder") from problem
-    if "optimizer" not in content or not isinstance(content.get("history"), list):
-        raise ValueError(f"{path} holds a network only, no state of a training to continue; start in another folder")
-    if saved != config:
-        changed = [f.name for f in dataclasses.fields(Config) if getattr(saved, f.name) != getattr(config, f.name)]
-        raise ValueError(f"{path} has other settings ({', '.join(changed)}); resume with the same, or choose another folder")
-    restored = model_from(content["state_dict"])
-    for name, module in restored.named_modules():
-        if isinstance(module, ai8x.QuantizationAwareModule) and module.bn is None:
-            model.get_submodule(name).bn = None
-    model.load_state_dict(content["state_dict"])
-    ai8x.update_model(model)
-    optimizer = ai8x.update_optimizer(model, optimizer)  # without the batch norm that was fused
-    optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"], content["history"], optimizer
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m qatlib.train_pose_tiny", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=list(PRESETS), default="quick")
@@ -273,23 +264,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="figures", help="'figures' (drawn) or 'lsp:/path' (photographs)")
     parser.add_argument("--n-train", type=int)
     parser.add_argument("--n-test", type=int)
-    parser.add_argument("--out", type=Path, default=Path("runs/train_pose_tiny"))
+    parser.add_argument("--out", type=folder, default="runs/train_pose_tiny")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one")
     return parser.parse_args(arguments)
 
 
+@interruptible("train_pose_tiny", "before the end of the first epoch there is nothing new to keep")
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code (2: the problem is one sentence on standard error, 130: interrupted)."""
     options = vars(parse(arguments))
-    out, resume, team = options.pop("out"), options.pop("resume"), join()
+    out, resume, team = Path(options.pop("out")), options.pop("resume"), Team()
     try:
+        team = join()
         result = train(configure(**options), out, resume, team=team)
     except (ValueError, OSError) as problem:
-        print(f"train_pose_tiny: {getattr(problem, 'strerror', None) or problem}", file=sys.stderr)
+        print(f"train_pose_tiny: {sentence(problem)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train_pose_tiny: interrupted before the end of the first epoch; nothing to keep", file=sys.stderr)
-        return 130
     finally:
         leave(team)
     if team.first:

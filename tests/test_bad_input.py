@@ -2,11 +2,13 @@
 lines print one sentence on standard error and exit with 2. Nothing shows a bare traceback, and no file's code is executed.
 """
 
+import io
 import json
 import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.io import savemat
 
 import qatlib
 from qatlib import ai8x, compare, export, files, integer, reference
@@ -33,7 +37,11 @@ X = torch.tensor([0.5, -1.0])
 PICTURES = np.zeros((2, 64, 64, 3), np.uint8)
 PLACES, SEEN = np.zeros((2, 14, 2)), np.ones((2, 14), bool)
 NET = PoseTiny()
+NOTEBOOK = reference.ROOT / "tests" / "data" / "sweep_tiny.ipynb"
 BAD = {"weight_bits": 3}
+BOMB = [3]  # as `&i [*h, *h, ...]` in YAML: nine levels of ten are a thousand million values
+for _ in range(9):
+    BOMB = [BOMB] * 10
 
 
 def poses(**changes):
@@ -86,9 +94,23 @@ CALLS = [
     (lambda: load_policy({"weight_bits": 8, "outlier_removal_z_score": HUGE}), ValueError, "z_score of .*; choose"),
     (lambda: ai8x.initiate_qat(NET, BAD), ValueError, "is 3; choose"),
     (lambda: ai8x.pre_qat(NET, [], {"weight_bits": 8}), ValueError, "train_loader gave no batch; give it data"),
-    (lambda: ai8x.pre_qat(NET, ["a"], {"weight_bits": 8}), TypeError, "train_loader gave a str; it must give tensors"),
+    (lambda: ai8x.pre_qat(NET, ["a"], {"weight_bits": 8}), TypeError, "train_loader gave a str; it must give tensors of real numbers"),
+    (lambda: ai8x.pre_qat(NET, [torch.zeros(2, 48, 16, 16) * 1j], {"weight_bits": 8}), TypeError, "gave a torch.complex64; it must"),
+    (lambda: ai8x.pre_qat(NET, [torch.full((2, 48, 16, 16), 255).byte()], {"weight_bits": 8}), ValueError, "from 255 to 255"),
     (lambda: ai8x.pre_qat(NET, batch(2, 3, 16, 16), {"weight_bits": 8}), ValueError, r"batch of shape \(2, 3, 16, 16\)"),
     (lambda: ai8x.pre_qat(NET, batch(2, 48, 16, 16, fill=NAN), {"weight_bits": 8}), ValueError, "conv1: the output holds NaN"),
+    (lambda: load_policy({"weight_bits": BOMB}), ValueError, r"weight_bits of the QAT policy is \[\[.*; choose 1, 2, 4 or 8"),
+    (lambda: load_policy({"weight_bits": 8, "overrides": BOMB}), ValueError, r"overrides .* is \[\[.*; it must map layer names"),
+    (lambda: load_policy({"weight_bits": 8, "overrides": {"a": BOMB}}), ValueError, r"override 'a' .* is \[\[.*; write it as"),
+    (lambda: ai8x.fuse_bn_layers(None), TypeError, "the model is a NoneType; give a torch module"),
+    (lambda: ai8x.update_model(None), TypeError, "the model is a NoneType; give a torch module"),
+    (lambda: ai8x.start_qat({}, [], {"weight_bits": 8}), TypeError, "the model is a dict; give a torch module"),
+    (lambda: ai8x.pre_qat(NET, batch(2, 48, 16, 16, fill=255.0), {"weight_bits": 8}), ValueError, "inputs from 255 to 255, .* use"),
+    (lambda: ai8x.pre_qat(NET, batch(2, 48, 16, 16, fill=-1.01), {"weight_bits": 8}), ValueError, "from -1.01 to -1.01, .* use"),
+    (lambda: NET.coordinates(torch.zeros(2, 3, 64, 64)), ValueError, r"shape \(2, 3, 64, 64\); expected \(N, 48, 16, 16\): use"),
+    (lambda: NET.coordinates(torch.zeros(48, 16, 16)), ValueError, r"x has shape \(48, 16, 16\); expected"),
+    (lambda: NET.coordinates(torch.zeros(2, 48, 16, 16, dtype=torch.int8)), TypeError, "of torch.float32, not torch.int8; use"),
+    (lambda: NET.coordinates(PICTURES), TypeError, "x must be a tensor of torch.float32, not uint8; use"),
     (lambda: evaluate.naive_rounding(NET, 3), ValueError, "is 3; choose"),
     (lambda: ai8x.fit(None), TypeError, "the model is a NoneType; give a torch network"),
     (lambda: ai8x.fit(NET, device=84), ValueError, "device 84 is not supported; use 85"),
@@ -121,11 +143,14 @@ CALLS = [
     (lambda: figures.draw(0, 0), ValueError, "n = 0 is outside 1.*; choose"),
     (lambda: figures.draw("a", 0), TypeError, "n must be an integer, not 'a'"),
     (lambda: figures.draw(HUGE, 0), ValueError, "is outside 1.*; choose"),
+    (lambda: figures.draw(10**8, 0), ValueError, "100,000,000 pictures need 1,2.* GB, more than .* free memory; choose at most"),
+    (lambda: data.load("figures", "test", 10**8), ValueError, "100,000,000 pictures need .*; choose at most"),
     (lambda: figures.cached(1, 0, "all"), ValueError, "split 'all' is unknown; choose"),
     (lambda: data.load("cats", "train"), ValueError, "data 'cats' is unknown; use 'figures'"),
     (lambda: data.load("figures", "test", -1), ValueError, "n = -1 pictures cannot be loaded; give"),
     (lambda: data.load("figures", "test", 1, 1.5), ValueError, "seed = 1.5 must be an integer"),
     (lambda: lsp.read("/no", "train"), FileNotFoundError, "there is no folder /no; give the folder"),
+    (lambda: lsp.read("~nosuchuser/x", "train"), FileNotFoundError, "there is no folder ~nosuchuser/x; give the folder"),
     (lambda: data.to_codes(PICTURES.astype(float)), TypeError, "images must be a NumPy array of uint8, not float64"),
     (lambda: data.to_codes(PICTURES[:, :32]), ValueError, r"images has shape \(2, 32, 64, 3\); expected"),
     (lambda: poses(joints=np.full((2, 14, 2), NAN, np.float32)), ValueError, "joints holds NaN or infinity; write 0"),
@@ -147,6 +172,15 @@ CALLS = [
     (lambda: recipe.configure(overrides={"conv1": BAD}), ValueError, "override 'conv1' .* is 3; choose"),
     (lambda: recipe.train(recipe.configure(overrides={"conv9": {}})), ValueError, "overrides 'conv9', .* did you mean 'conv"),
     (lambda: recipe.train(recipe.configure("smoke"), resume=True), ValueError, "resume=True needs out"),
+    (lambda: recipe.train({"a": 1}), TypeError, "config is a dict; make one with configure"),
+    (lambda: recipe.train(recipe.configure("smoke"), train_poses="x"), TypeError, "train_poses is a str; give a .*PoseSet"),
+    (lambda: recipe.train(recipe.configure("smoke"), test_poses=[]), TypeError, "test_poses is a list; give a .*PoseSet"),
+    (lambda: recipe.model_from({3: X}), ValueError, "has the key 3, which is no text; give"),
+    (lambda: recipe.model_from([X]), ValueError, "the state dict is a list; give a dict"),
+    (lambda: recipe.model_from({"a": 3}), ValueError, "a of the state dict is a int, not a tensor; give"),
+    (lambda: recipe.model_from({"a": X.to_sparse()}), ValueError, "a of the state dict is a torch.sparse.* tensor; store dense"),
+    (lambda: recipe.model_from({"a": X.to("meta")}), ValueError, "a of the state dict is a meta tensor; store dense"),
+    (lambda: recipe.model_from({"a.weight_bits": X[:1]}), ValueError, r"a.weight_bits of .* is \[0.5\], which no training writes"),
     (lambda: recipe.model_from({"a": X}), ValueError, "the state dict is not PoseTiny's; give a checkpoint"),
     (lambda: recipe.load_model("/no.pth"), FileNotFoundError, r"no checkpoint at /no.pth; train first"),
     (lambda: compare.compare("/no"), FileNotFoundError, r"no checkpoint at /no/float.pth; train first"),
@@ -154,7 +188,15 @@ CALLS = [
     (lambda: files.write_atomic("/proc/no/file", b""), OSError, "cannot write /proc/no/file: .*choose another folder"),
     # sweeps
     (lambda: grid.parse_grid(["../a=1"]), ValueError, r"grid entry '../a=1' is not NAME=VALUES; write"),
+    (lambda: grid.parse_grid(["a=0:" + "9" * 26]), ValueError, "range '0:9+' has no values, or more than 100,000; a:b counts"),
+    (lambda: grid.parse_grid(["a=0:" + "9" * 5000]), ValueError, "range .* has no values, or more than 100,000; a:b counts"),
+    (lambda: grid.parse_grid(["a=" + "-" * 90_000]), ValueError, "grid value '-.*' is nested too deeply; put a text into quotes"),
+    (lambda: grid.parse_grid(["a=" + "-" * 100_000]), ValueError, "'a=-.* has 100,002 characters; at most 100,000 make sense"),
     (lambda: grid.check_grid({"a": [NAN]}), ValueError, "grid entry 'a' holds nan, .*; leave it out"),
+    (lambda: sweep(NOTEBOOK, {"seed": [1]}, ""), ValueError, "out is ''; give a folder"),
+    (lambda: sweep(NOTEBOOK, {"seed": [1]}, "o", scheduler="garbage"), ValueError, "scheduler is 'garbage'; write it as tcp"),
+    (lambda: sweep(NOTEBOOK, {"seed": [1]}, "o", scheduler="tcp://127.0.0.1:abc"), ValueError, "scheduler is .*abc'; write it as"),
+    (lambda: sweep(NOTEBOOK, {"seed": [1]}, "o", scheduler="tcp://127.0.0.1:70000"), ValueError, "scheduler is .*; write it as"),
     (lambda: sweep("/no.ipynb", {"a": [1]}, "/tmp/no"), FileNotFoundError, r"no notebook at /no.ipynb; give"),
 ]  # fmt: skip
 
@@ -295,10 +337,49 @@ def place(tmp_path_factory):
     resumed.mkdir()
     shutil.copy(folder / "other.pth", resumed / "checkpoint.pth")
     (folder / "text.ipynb").write_text("not a notebook")
+    odd_checkpoints(folder)
+    photographs(folder / "bomb", {"im00001.jpg": enormous()})
+    (photographs(folder / "dangling", {}) / "images" / "im00003.jpg").symlink_to("nothing")
+    locked = folder / "locked"
+    (locked / ".sweep.lock").mkdir(parents=True)
     busy = folder / "busy"
     busy.mkdir()
     (busy / "mine.txt").write_text("keep")
     return SimpleNamespace(path=folder, canary=folder / "canary")
+
+
+def odd_checkpoints(folder):
+    """Files that torch writes and no training does."""
+    weight = torch.zeros(2, 2, 1, 1)
+    tiny = {"epoch": 1, "config": {}, "state_dict": NET.state_dict()}
+    torch.save(tiny | {"config": [3]}, folder / "config.pth")
+    torch.save(tiny | {"history": {"loss": 1}}, folder / "history.pth")
+    torch.save(tiny | {"history": ["loss"]}, folder / "losses.pth")
+    torch.save({"a.op.weight": weight, 3: weight}, folder / "key.pth")
+    torch.save({"a.op.weight": weight.to_sparse()}, folder / "sparse.pth")
+    torch.save({"a.op.weight": weight.to("meta")}, folder / "meta.pth")
+    torch.save({"a.op.weight": weight, "a.weight_bits": torch.tensor(10**9)}, folder / "bits.pth")
+    torch.save({"a.op.weight": weight, "a.weight_bits": torch.zeros(2)}, folder / "two.pth")
+    torch.save({"a.op.weight": weight, "a.op.bias": torch.zeros(0)}, folder / "bias.pth")
+    torch.save(tiny | {"state_dict": NET.state_dict() | {"conv4.final_scale": torch.tensor([1e9])}}, folder / "scale.pth")
+
+
+def enormous() -> bytes:
+    """A picture whose header promises 60,000 x 60,000 pixels."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "JPEG")
+    raw = bytearray(picture.getvalue())
+    size = raw.index(b"\xff\xc0") + 5  # start of frame: marker, length, precision, then height and width
+    raw[size : size + 4] = (60_000).to_bytes(2, "big") * 2
+    return bytes(raw)
+
+
+def photographs(folder, pictures: dict):
+    (folder / "images").mkdir(parents=True)
+    for name, content in pictures.items():
+        (folder / "images" / name).write_bytes(content)
+    savemat(folder / "joints.mat", {"joints": np.ones((3, 14, 20))})
+    return folder
 
 
 COMMANDS = [
@@ -314,6 +395,13 @@ COMMANDS = [
     ("train_pose_tiny", "--data lsp:/no --out {p}/t2", "there is no folder /no; give"),
     ("train_pose_tiny", "--out {p}/text.pth/below", "cannot write"),
     ("train_pose_tiny", "--preset smoke --resume --out {p}/resumed", "checkpoint.pth"),
+    ("train_pose_tiny", "--n-train 100000000 --out {p}/t3", "pictures need .* GB, more than .*; choose at most"),
+    ("train_pose_tiny", "--n-test 100000000 --out {p}/t3", "pictures need .* GB, more than .*; choose at most"),
+    ("train_pose_tiny", "--data lsp:~nosuchuser/x --out {p}/t4", "there is no folder ~nosuchuser/x; give"),
+    ("train_pose_tiny", "--data lsp:{p}/bomb --out {p}/t4", "im00001.jpg is not a readable picture .*; copy it again"),
+    ("train_pose_tiny", "--data lsp:{p}/dangling --out {p}/t4", "cannot read .*im00003.jpg: No such file .*; copy it again"),
+    ("train_pose_tiny", "--out=", "argument --out: is empty; give a folder"),
+    ("run", "--out=", "argument --out: is empty; give a folder"),
     ("run", "--preset huge --out {p}/r1", "preset 'huge' is unknown; choose"),
     ("run", "--weight-bits 5 --out {p}/r1", "weight_bits is 5; choose"),
     ("run", "--data lsp:/no --out {p}/r1", "there is no folder /no; give"),
@@ -328,6 +416,10 @@ COMMANDS = [
     ("sweep", "{nb} --grid seed=nan_ seed=2 --out {p}/s", "'seed' is given twice; put"),
     ("sweep", "{nb} --grid seed=1 --workers 0 --out {p}/s", "workers is 0; give"),
     ("sweep", "{nb} --grid seed=1 --out {p}/text.pth/s", "cannot write"),
+    ("sweep", "{nb} --grid seed=1 --out=", "argument --out: is empty; give a folder"),
+    ("sweep", "{nb} --grid seed=1 --out {p}/locked", ".sweep.lock: Is a directory; remove it"),
+    ("sweep", "{long} --grid seed=1 --out {p}/s", "nnn.ipynb: File name too long"),
+    ("sweep", "{nb} --grid seed=1 --scheduler garbage --out {p}/s", "scheduler is 'garbage'; write it as"),
     ("export", "all {p}/no.pth {p}/e", "no file"),
     ("export", "all {p}/text.pth {p}/e", "is neither a compact model"),
     ("export", "all {p}/cut.pth {p}/e", "is neither a compact model"),
@@ -347,23 +439,34 @@ COMMANDS = [
     ("doctor", "{p}/list.pth", "holds a list; give"),
     ("doctor", "{p}/other.pth", "holds no ai8x layer"),
     ("doctor", "{p}/hostile.pth", "hostile.pth"),
+    ("doctor", "{p}/config.pth", "config.pth is not as train_pose_tiny writes it; save"),
+    ("doctor", "{p}/history.pth", "history.pth is not as train_pose_tiny writes it; save"),
+    ("doctor", "{p}/losses.pth", "losses.pth is not as train_pose_tiny writes it; save"),
+    ("doctor", "{p}/key.pth", "key.pth has the key 3, which is no text; save"),
+    ("doctor", "{p}/sparse.pth", "a.op.weight of .*sparse.pth is a torch.sparse.* tensor; store dense"),
+    ("doctor", "{p}/meta.pth", "a.op.weight of .*meta.pth is a meta tensor; store dense"),
+    ("doctor", "{p}/bits.pth", r"a.weight_bits of .*bits.pth is 1000000000, which no training writes; train"),
+    ("doctor", "{p}/two.pth", r"a.weight_bits of .*two.pth is \[0.0, 0.0\], which no training writes; train"),
+    ("doctor", "{p}/bias.pth", r"a.op.bias of .*bias.pth is \[\], which no training writes; train"),
+    ("doctor", "{p}/scale.pth", r"conv4.final_scale of .*scale.pth is \[1000000000.0\], which no training writes; train"),
+    ("doctor", "{long}", "nnn.ipynb: File name too long"),
     ("pose.data_card", "--count 0", "n = 0 is outside 1"),
     ("pose.data_card", "--count 2 --seed -1", "seed = -1 is outside"),
     ("pose.data_card", "--count lots", "invalid int value: 'lots'"),
     ("pose.data_card", "--contact-sheet {p}/text.pth/a.png", "cannot write"),
     ("readme", "--chart", "unrecognized arguments: --chart"),
 ]
-NOTEBOOK = reference.ROOT / "tests" / "data" / "sweep_tiny.ipynb"
 MAINS = {"sweep": "sweep.__main__", "export": "export.__main__", "doctor": "doctor.__main__"}
 
 
 def arguments_of(text: str, place) -> list[str]:
-    return [part.format(p=place.path, nb=NOTEBOOK, float=reference.PRETRAINED) for part in text.split()]
+    words = {"p": place.path, "nb": NOTEBOOK, "float": reference.PRETRAINED, "long": "n" * 300 + ".ipynb"}
+    return [part.format(**words) for part in text.split()]
 
 
 def check_message(error: str, words: str, place) -> None:
     assert re.search(words, error), error
-    sentence = [line for line in error.splitlines() if not line.startswith(("usage:", " ")) and "%|" not in line]
+    sentence = [line for line in error.splitlines() if line and not line.startswith(("usage:", " ")) and "%|" not in line]
     assert len(sentence) == 1 and "Traceback" not in error, error
     assert not place.canary.exists()
 
@@ -388,7 +491,7 @@ SHELL = [row for row in COMMANDS if row[1] in ("--weight-bits 3", "--count 0", "
 @pytest.mark.parametrize(("command", "arguments", "words"), SHELL)
 def test_the_same_from_a_shell(command, arguments, words, place):
     line = [sys.executable, "-m", f"qatlib.{command}", *arguments_of(arguments, place)]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and not done.stdout.strip()
     check_message(done.stderr, words, place)
 
@@ -417,3 +520,108 @@ def test_a_damaged_comparison_is_named(tmp_path):
             compare.read(tmp_path)
     with pytest.raises(FileNotFoundError, match="no comparison.json in .*; compare"):
         compare.read(tmp_path / "nowhere")
+
+
+# ---- the environment, the disk, and an impatient user -----------------------------------------------------------------
+
+TEAMS = [
+    ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x', not a whole number from 1"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a whole number from 1"),
+    ({"WORLD_SIZE": "2"}, "RANK is not set, though WORLD_SIZE is 2"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2', not a whole number from 0 to 1"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT is not set"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
+]
+
+
+@pytest.mark.parametrize(("variables", "words"), TEAMS)
+def test_half_of_what_torchrun_sets_is_refused(variables, words, monkeypatch, capsys, tmp_path):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert recipe.main(["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train_pose_tiny: ") and words in error and "; start several processes with torchrun" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_too_many_test_pictures_are_refused_before_training_pictures_are_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipe, "load", lambda *_, **__: pytest.fail("pictures are loaded"))
+    with pytest.raises(ValueError, match="100,000,016 pictures need .*; choose at most"):
+        recipe.train(recipe.configure("smoke", n_train=16, n_test=10**8), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_on_a_full_disk_names_the_file(monkeypatch, tmp_path, capsys):
+    import papermill
+
+    from qatlib import run
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.delenv("QATLIB_PRESET", raising=False)
+    monkeypatch.chdir(reference.ROOT)
+    monkeypatch.setattr(papermill, "execute_notebook", full)
+    assert run.main(["--preset", "smoke", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"run: cannot write {tmp_path}/05_train_pose_tiny.ipynb: No space left on device; free some space or")
+
+
+def test_photographs_that_cannot_be_opened_are_named(monkeypatch, tmp_path, capsys):
+    folder = photographs(tmp_path / "set", {"im00001.jpg": enormous()})
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lsp, "open", refuse, raising=False)
+        assert recipe.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
+    assert f"cannot read {folder}/joints.mat: Permission denied; copy it again" in capsys.readouterr().err
+    monkeypatch.setattr(type(folder), "iterdir", refuse)
+    assert recipe.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
+    assert f"cannot read {folder}/images: Permission denied; copy it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["exactly one", "vendor_exact", "simulate"])
+def test_inputs_of_the_full_range_are_taken_and_the_vendors_ways_do_not_look(how):
+    value = 1.0 if how == "exactly one" else 100.0
+    net = PoseTiny()
+    ai8x.set_device(85, how == "simulate", False, verbose=False)
+    ai8x.fuse_bn_layers(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ai8x.pre_qat(net, batch(2, 48, 16, 16, fill=value) + batch(2, 48, 16, 16, fill=-value), {"weight_bits": 8},
+                     vendor_exact=how == "vendor_exact")  # fmt: skip
+
+
+INTERRUPTED = [
+    ("run", "run", "--preset quick"), ("reference", "chosen", "exact"), ("readme", "filled", ""), ("doctor", "examine", "a.pth"),
+    ("pose.data_card", "draw", "--count 5"), ("train_pose_tiny", "train", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "function", "arguments"), INTERRUPTED)
+def test_an_interrupt_is_one_sentence_and_130(command, function, arguments, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    module = __import__(f"qatlib.{MAINS.get(command, command)}", fromlist=["main"])
+    monkeypatch.setattr(module, function, interrupt)
+    assert module.main(arguments.split()) == 130
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"\n\w+: interrupted; [^\n]+\n", captured.err) and not captured.out
+
+
+def test_ctrl_c_in_a_shell_shows_no_traceback():
+    line = [sys.executable, "-m", "qatlib.pose.data_card", "--count", "200000"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun = ""
+    while "%|" not in begun and process.poll() is None:
+        begun += process.stderr.read(1)
+    os.killpg(process.pid, signal.SIGINT)  # the terminal sends it to the workers too
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and error.endswith("figures: interrupted; start the same command again\n")
+    assert "Traceback" not in error

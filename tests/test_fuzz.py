@@ -4,6 +4,8 @@ Files are mutated copies of valid ones: a reader returns the equal content or ra
 """
 
 import contextlib
+import dataclasses
+import io
 import pickle
 import warnings
 import zipfile
@@ -17,8 +19,11 @@ from compact_nets import convolution, graph, linear, random_tensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from qatlib import ai8x
+from qatlib import train_pose_tiny as recipe
 from qatlib.ai8x.policy import QATPolicy, load_policy
 from qatlib.compact import CompactModel
+from qatlib.doctor.__main__ import main as examine
 from qatlib.doctor.__main__ import read as read_for_doctor
 from qatlib.export.checkpoint import quantize_checkpoint
 from qatlib.quantizers import IntRange, affine_params, dequantize, fake_quantize, quantize, symmetric_scale
@@ -276,6 +281,102 @@ def test_bytes_of_any_kind_are_refused(scratch, files, name, content, pickled):
     path.write_bytes(pickle.dumps(content) if pickled else content)
     with pytest.raises(ValueError, match="any.pth"):
         files[name].read(path)
+
+
+# ---- command lines on changed checkpoints -----------------------------------------------------------------------------
+
+SETTINGS = ["--preset", "smoke", "--epochs", "1", "--start-epoch", "1", "--n-train", "8", "--n-test", "8"]
+ODD = [
+    None, True, 3, -1, 10**6, 10**400, 1.5, float("nan"), float("inf"), "", "x", [], [1], ["x"], {}, {1: 2}, {"epoch": 0}, (),
+    torch.zeros(2), torch.zeros(0), torch.tensor(float("nan")), torch.tensor(10**9), torch.tensor(-3.5), torch.tensor([1j]),
+    torch.zeros(2, dtype=torch.bool), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(64, 48, 3, 3) - 1,
+]  # fmt: skip
+
+
+def finished_training() -> dict:
+    """What a training of one epoch leaves, without the training."""
+    model = recipe.PoseTiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
+    model.logits(torch.zeros(1, 48, 16, 16)).sum().backward()
+    optimizer.step()
+    config = recipe.configure("smoke", epochs=1, start_epoch=1, n_train=8, n_test=8)
+    row = {"epoch": 0, "loss": 1.0, "lr": 1e-3, "pck": 0.5, "pckh": 0.5, "pixel_error": 9.0}
+    content = {"arch": "PoseTiny", "epoch": 1, "config": dataclasses.asdict(config), "history": [row]}
+    return content | {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def small_network() -> dict:
+    """A vendor's checkpoint of another network in QAT."""
+    layer = ai8x.FusedConv2dReLU(3, 4, 3, padding=1)
+    ai8x.initiate_qat(layer, {"weight_bits": 4})
+    return {"epoch": 3, "state_dict": {f"conv.{key}": value for key, value in layer.state_dict().items()}}
+
+
+def changed(data, content):
+    """`content` with one entry, at any depth, replaced, removed, renamed or doubled."""
+    if isinstance(content, (dict, list)) and content and data.draw(st.integers(0, 3), label="descend"):
+        key = data.draw(st.sampled_from(list(content) if isinstance(content, dict) else range(len(content))), label="key")
+        copy = content.copy()
+        how = data.draw(st.sampled_from(["inside", "inside", "inside", "inside", "remove", "rename"]), label="how")
+        if how == "inside":
+            copy[key] = changed(data, copy[key])
+        elif isinstance(copy, list):
+            copy = copy * 2 if how == "rename" else copy[:key] + copy[key + 1 :]
+        else:
+            value = copy.pop(key)
+            copy |= {data.draw(st.sampled_from([3, "x", "", f"{key}.x"]), label="name"): value} if how == "rename" else {}
+        return copy
+    return data.draw(st.sampled_from(ODD), label="value")
+
+
+@pytest.fixture(scope="module")
+def trained_files(scratch):
+    """(content of a checkpoint to resume, what the doctor may be given), and the folder's own cache of pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QATLIB_CACHE", str(scratch / "cache"))
+        torch.manual_seed(0)
+        training = finished_training()
+        yield training, [training, training["state_dict"], small_network()]
+
+
+def answer(main, arguments: list[str], name: str) -> int:
+    """Run a command line: it ends, and where it refuses, with one sentence."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = main(arguments)
+    sentences = [line for line in said.getvalue().splitlines() if line and "%|" not in line]
+    if code == 2:
+        assert len(sentences) == 1 and sentences[0].startswith(f"{name}: ") and 20 < len(sentences[0]) < 1000, sentences
+    return code
+
+
+def test_the_checkpoint_that_is_changed_below_is_a_good_one(scratch, trained_files):
+    folder = scratch / "good"
+    folder.mkdir()
+    for content in trained_files[1]:
+        torch.save(content, folder / "checkpoint.pth")
+        assert answer(examine, [str(folder / "checkpoint.pth")], "doctor") in (0, 1)
+    torch.save(trained_files[0], folder / "checkpoint.pth")
+    assert answer(recipe.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") == 0
+    assert recipe.read_checkpoint(folder / "final.pth")["history"] == trained_files[0]["history"]
+
+
+@fuzz(150)
+@given(st.data())
+def test_a_changed_checkpoint_is_resumed_or_refused_in_one_sentence(scratch, trained_files, data):
+    folder = scratch / "resumed"
+    folder.mkdir(exist_ok=True)
+    torch.save(changed(data, trained_files[0]), folder / "checkpoint.pth")
+    assert answer(recipe.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") in (0, 2)
+
+
+@fuzz(150)
+@given(st.data())
+def test_the_doctor_examines_a_changed_checkpoint_or_says_why_not(scratch, trained_files, data):
+    content = data.draw(st.sampled_from(trained_files[1]), label="file")
+    torch.save(changed(data, content), scratch / "patient.pth")
+    assert answer(examine, [str(scratch / "patient.pth")], "doctor") in (0, 1, 2)
 
 
 @fuzz(200)

@@ -102,6 +102,16 @@ def test_files_need_a_start_epoch_and_must_be_readable(tmp_path):
         load_policy(8)
 
 
+def test_aliases_that_stand_for_a_thousand_million_values_give_a_short_message(tmp_path):
+    levels = [f"l{i}: &l{i} [{', '.join(['*l' + str(i - 1)] * 10) if i else 8}]" for i in range(10)]
+    file = tmp_path / "bomb.yaml"
+    for key in ("weight_bits: *l9", "weight_bits: 8\nshift_quantile: *l9", "weight_bits: 8\noverrides: {conv1: *l9}"):
+        file.write_text("\n".join([*levels, "start_epoch: 1", key]))
+        with pytest.warns(UserWarning, match="unknown and ignored"), pytest.raises(ValueError, match=r"is \[\[") as raised:
+            load_policy(file)
+        assert len(str(raised.value)) < 700
+
+
 def test_overrides_that_name_no_layer_are_refused_with_the_nearest_names():
     policy = load_policy({"weight_bits": 8, "overrides": {"block.cov1": {"weight_bits": 4}}})
     with pytest.raises(ValueError, match="overrides 'block.cov1', .* did you mean 'block.conv1'"):

@@ -43,9 +43,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(once, tmp_pa
     assert trained(tmp_path / "other.pth", 1, seed=1)["bytes"] != once["bytes"]
 
 
-def test_the_thread_count_does_not_matter_to_the_accuracy(once, tmp_path):
+def test_two_threads_give_the_same_bytes_each_time_and_the_accuracy_of_one(once, tmp_path):
     two = trained(tmp_path / "model_8bit.pth", 2)
     assert (once["threads"], two["threads"]) == (1, 2)
+    assert trained(tmp_path / "again.pth", 2)["bytes"] == two["bytes"], "the same number of threads gives the same bytes"
     print(f"PCK@0.2 with 1 thread {once['pck']:.4f}, with 2 threads {two['pck']:.4f}")
     assert abs(two["pck"] - once["pck"]) <= 0.005
     assert once["pck"] > 0.5, "a network that finds nothing would be equal for no good reason"

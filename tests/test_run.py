@@ -39,8 +39,13 @@ def test_unusable_settings_are_refused_before_any_work(arguments, said, tmp_path
 
 def test_an_unknown_preset_in_the_environment_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("QATLIB_PRESET", "huge")
-    assert command.main(["--out", str(tmp_path / "out")]) == 2
-    assert "'huge'" in capsys.readouterr().err
+    assert command.main(["--preset", "quick", "--out", str(tmp_path / "out")]) == 2
+    said, error = capsys.readouterr().err.splitlines()
+    assert said == "QATLIB_PRESET=huge is set: it goes before the preset 'quick'; unset it to choose yourself"
+    assert "'huge'" in error
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "QATLIB_PRESET" in capsys.readouterr().out
 
 
 def test_outside_of_the_project_the_remedy_is_named(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 from qatlib.sweep import grid as grids
 from qatlib.sweep import parse_grid, record, run
 from qatlib.sweep.__main__ import main
+from qatlib.sweep.cluster import check_address
 from qatlib.sweep.driver import read_notebook
 from qatlib.sweep.grid import check_grid, expand, name_run
 from qatlib.sweep.local import cpus, threads_for
@@ -169,10 +170,66 @@ def test_refusals_are_one_sentence_and_exit_code_2(tmp_path, capsys, monkeypatch
     assert not list(tmp_path.glob("out/results/*"))
 
 
-def test_s3_without_boto3_names_the_extra(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main([str(NOTEBOOK), "--grid", "seed=1", "--out", str(tmp_path), "--notebooks", "s3://bucket/a"]) == 2
-    assert "qatlib[s3]" in capsys.readouterr().err
+SCHEMES = {
+    "s3": "qatlib[s3]", "gs": "papermill[gcs]", "abs": "papermill[azure]", "adl": "papermill[azure]", "hdfs": "papermill[hdfs]",
+}  # fmt: skip
+
+
+def missing(name: str):
+    if "." in name:
+        raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}", name=name)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("read", [False, True], ids=["writing", "reading"])
+def test_storage_without_its_package_names_what_installs_it(tmp_path, capsys, monkeypatch, scheme, read):
+    monkeypatch.setattr("importlib.util.find_spec", missing)
+    notebook, remote = (f"{scheme}://bucket/a.ipynb", []) if read else (str(NOTEBOOK), ["--notebooks", f"{scheme}://bucket/a"])
+    assert main([notebook, "--grid", "seed=1", "--out", str(tmp_path / "out"), *remote]) == 2
+    error = capsys.readouterr().err
+    assert f"{scheme}:// needs " in error and f"pip install '{SCHEMES[scheme]}'" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_github_is_no_place_to_write_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    url = "https://github.com/someone/notebooks"
+    assert main([str(NOTEBOOK), "--grid", "seed=1", "--out", str(tmp_path / "out"), "--notebooks", url]) == 2
+    assert "papermill only reads from GitHub, give a folder" in capsys.readouterr().err
+
+
+def test_every_scheme_that_imports_something_is_known():
+    from papermill.iorw import papermill_io
+
+    from qatlib.sweep.driver import STORAGE
+
+    alone = {"https://", "http://", "local", "-"}  # requests comes with papermill; the others are files
+    assert {scheme for scheme, _ in papermill_io._handlers} - alone == set(STORAGE)
+
+
+def test_a_notebook_that_a_service_refuses_is_named(tmp_path, capsys, monkeypatch):
+    from papermill.iorw import papermill_io
+
+    class Refusing:
+        def read(self, path):
+            raise RuntimeError("no\naccess")
+
+    monkeypatch.setattr(papermill_io, "_handlers", list(papermill_io._handlers))
+    papermill_io.register("test://", Refusing())
+    assert main(["test://bucket/a.ipynb", "--grid", "seed=1", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: cannot read test://bucket/a.ipynb (no access); correct the address or your access\n"
+
+
+def test_a_wrong_address_leaves_nothing_behind_that_complains_later(tmp_path):
+    command = [sys.executable, "-m", "qatlib.sweep", str(NOTEBOOK), "--grid", "seed=1", "--scheduler", "tcp://127.0.0.1:abc"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "'tcp://127.0.0.1:abc'; write it as tcp://HOST:8786" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tls://host.example:1", "host:65535", "tcp://[::1]:8786", "ws://h:80"])
+def test_addresses_that_dask_knows_are_let_through(address):
+    check_address(address)
 
 
 def test_cluster_without_distributed_names_the_extra(tmp_path, capsys, monkeypatch):
@@ -218,7 +275,10 @@ def test_eight_attempts_at_once_finish_once(tmp_path):
     assert len(kept) == 8 and len({record["checksum"] for record in kept}) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "cut", "flip", "other key", "unchecked"])
+DAMAGE = ["", "{", "[]", "null", "[" * 200_000, "cut", "flip", "other key", "unchecked", "metrics", "seconds", "nested"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage[:9])
 def test_a_damaged_result_does_not_count_and_is_removed(tmp_path, damage):
     store, run = Store(tmp_path), name_run({"a": 1}, "")
     store.prepare({})
@@ -226,7 +286,10 @@ def test_a_damaged_result_does_not_count_and_is_removed(tmp_path, damage):
     path = tmp_path / "results" / f"{run.slug}.json"
     text = path.read_text()
     other = {**json.loads(text), "key": "0"}
+    lacking = {name: {key: value for key, value in done(run).items() if key != name} for name in ("metrics", "seconds")}
+    lacking["nested"] = {**done(run), "metrics": {"pck": [1]}}
     damaged = {
+        **{name: json.dumps({**record, "checksum": checksum(record)}) for name, record in lacking.items()},
         "cut": text[:-20],
         "flip": text.replace("0.25", "0.75"),
         "other key": json.dumps({**other, "checksum": checksum(other)}),
@@ -258,6 +321,14 @@ def test_table_keeps_columns_apart_that_share_a_name():
     columns, found = table([done(run, seconds=1.234, pck=0.5, error=7)])
     assert columns == ["seconds", "pck", "status", "seconds_", "pck_", "error_", "error", "notebook"]
     assert list(found[0].values()) == [3, "None", "done", 1.23, 0.5, 7, "", "n"] and list(found[0]) == columns
+
+
+def test_a_table_holds_numbers_of_any_size(tmp_path):
+    store, huge = Store(tmp_path), name_run({"seed": 10**30}, "")
+    store.prepare({})
+    path = store.write_table([done(huge, macs=2**80), done(name_run({"seed": 1}, ""), macs=0.5)])
+    assert path == tmp_path / "results.csv" and [(row["seed"], row["macs"]) for row in rows(tmp_path)] == [
+        (str(10**30), str(2**80)), ("1", "0.5")]  # fmt: skip
 
 
 def test_picture_says_what_it_shows():

@@ -10,7 +10,8 @@ from qatlib import train_pose_tiny as recipe
 from qatlib.export import quantize_model
 from qatlib.integer import Integer, real_values
 from qatlib.pose.data import load, to_codes, to_input
-from qatlib.pose.evaluate import predict
+from qatlib.pose.evaluate import calibrated_ptq, calibration_batches, predict
+from qatlib.reference import PRETRAINED
 
 TINY = recipe.configure("smoke", n_train=96, n_test=32, epochs=3, start_epoch=1, batch_size=32, weight_bits=8)
 
@@ -88,6 +89,21 @@ def test_trained_qat_network_equals_its_integers(poses, once):
     assert torch.equal(got, expected) and expected.abs().max() > 0
 
 
+@pytest.mark.slow
+def test_the_committed_network_saved_and_read_again_equals_its_integers_on_1000_pictures(tmp_path):
+    """Calibrated to 8 bits; every heat map of every picture, bit for bit."""
+    test, training = load("figures", "test", 1000, progress=False), load("figures", "train", 500, progress=False)
+    model = calibrated_ptq(recipe.load_model(PRETRAINED), calibration_batches(training), 8)
+    quantize_model(model, 8).save(tmp_path / "model_8bit.pth")
+    network = Integer(tmp_path / "model_8bit.pth")
+    for start in range(0, 1000, 250):
+        images = test.images[start : start + 250]
+        with torch.no_grad():
+            expected = model(to_input(images))
+        got = torch.from_numpy(real_values(network.model, network(to_codes(images))))
+        assert torch.equal(got, expected) and len(got) == 250 and expected.abs().amax((1, 2, 3)).min() > 0
+
+
 def test_a_checkpoint_loads_as_the_network_that_was_saved(poses, once):
     result, folder = once
     assert np.array_equal(predict(recipe.load_model(folder / "final.pth"), poses[1].images), predict(result.model, poses[1].images))
@@ -122,6 +138,87 @@ def test_a_truncated_checkpoint_is_refused_before_any_work(once, tmp_path, capsy
     assert "checkpoint.pth" in error and error.startswith("train_pose_tiny: ") and error.count("\n") == 1
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         recipe.load_model(tmp_path / "absent.pth")
+
+
+def forged(content: dict, path: tuple, value) -> dict:
+    """A copy of a checkpoint's content with `value` at `path`."""
+    if not path:
+        return value
+    copy = content.copy()
+    copy[path[0]] = forged(content[path[0]], path[1:], value)
+    return copy
+
+
+FORGED = [
+    (("epoch",), 10**6, "says that 1000000 of 3 epochs are done"),
+    (("epoch",), -1, "says that -1 of 3 epochs are done"),
+    (("epoch",), 0, "says that 0 of 3 epochs are done"),
+    (("epoch",), 2, "says that 2 of 3 epochs are done, and its history does not hold just these"),
+    (("epoch",), True, "lacks 'epoch'"),
+    (("history",), [], "its history does not hold just these"),
+    (("history",), ["a", "b", "c"], "its history does not hold just these"),
+    (("history",), {"epoch": 1}, "holds a network only"),
+    (("history", 1), {"epoch": 1}, "its history does not hold just these"),
+    (("config",), {1: 2}, "settings that this version does not know"),
+    (("config", "overrides"), torch.zeros(3), "settings that this version does not know"),
+    (("config", "epochs"), "3", "settings that this version does not know"),
+    (("state_dict",), {3: torch.zeros(1)}, "has the key 3, which is no text"),
+    (("state_dict", "conv1.weight_bits"), torch.tensor([4]), "conv1 has 4 bits after epoch 3, not 8"),
+    (("optimizer",), {}, "optimizer's state does not belong to this network"),
+    (("optimizer",), "state", "optimizer's state does not belong to this network"),
+    (("optimizer",), torch.zeros(2), "optimizer's state does not belong to this network"),
+    (("optimizer",), [1], "optimizer's state does not belong to this network"),
+    (("optimizer", "param_groups"), [1], "optimizer's state does not belong to this network"),
+    (("optimizer", "param_groups"), [], "optimizer's state does not belong to this network"),
+    (("optimizer", "param_groups", 0, "params"), [0], "optimizer's state does not belong to this network"),
+    (("optimizer", "param_groups", 0, "weight_decay"), float("nan"), "optimizer's state does not belong to this network"),
+    (("optimizer", "param_groups", 0, "betas"), torch.zeros(2), "optimizer's state does not belong to this network"),
+    (("optimizer", "state"), 3, "optimizer's state does not belong to this network"),
+    (("optimizer", "state"), {}, "optimizer's state does not belong to this network"),
+    (("optimizer", "state", 9), {"step": torch.tensor(3.0)}, "optimizer's state does not belong to this network"),
+    (("optimizer", "state", 9, "exp_avg"), torch.zeros(3), "optimizer's state does not belong to this network"),
+    (("optimizer", "state", 9, "exp_avg_sq"), torch.zeros(64, 48, 3, 3) - 1, "optimizer's state does not belong to this network"),
+]
+
+
+@pytest.mark.parametrize("path, value, said", FORGED, ids=lambda part: str(part)[:40])
+def test_a_state_that_no_training_writes_is_not_resumed(poses, once, tmp_path, path, value, said):
+    content = recipe.read_checkpoint(once[1] / "checkpoint.pth")
+    torch.save(forged(content, path, value), tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=said) as raised:
+        trained(poses, tmp_path, resume=True)
+    assert len(str(raised.value)) < 700 and not (tmp_path / "final.pth").exists()
+
+
+def test_a_float_network_is_not_resumed_as_one_in_qat(poses, once, tmp_path):
+    content = recipe.read_checkpoint(once[1] / "checkpoint.pth")
+    state = recipe.read_checkpoint(once[1] / "float.pth")["state_dict"]
+    torch.save({**content, "state_dict": state}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match="conv1 has 0 bits and batch norm after epoch 3, not 8; start in another folder"):
+        trained(poses, tmp_path, resume=True)
+
+
+def test_a_training_that_began_with_given_weights_is_resumed(poses, once, tmp_path, monkeypatch):
+    init = recipe.read_checkpoint(once[1] / "float.pth")["state_dict"]
+    whole = trained(poses, tmp_path / "whole", init=init)
+    (tmp_path / "whole" / "final.pth").unlink()
+    again = trained(poses, tmp_path / "whole", init=init, resume=True)
+    assert [row["epoch"] for row in again.history] == [1, 2] and again.metrics == whole.metrics
+    assert (tmp_path / "whole" / "final.pth").exists()
+
+
+def test_a_stop_during_the_last_evaluation_keeps_the_network(poses, once, monkeypatch):
+    def stop(model, of):
+        if of is poses[1]:
+            raise KeyboardInterrupt
+        return evaluate(model, of)
+
+    evaluate = recipe.evaluate
+    monkeypatch.setattr(recipe, "evaluate", stop)
+    result = trained(poses, None)
+    expected = once[0].model.state_dict()
+    assert result.interrupted and result.history == once[0].history
+    assert all(torch.equal(value, expected[key]) for key, value in result.model.state_dict().items())
 
 
 def test_other_settings_cannot_resume(poses, once):

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qatlib.messages import short
+
 BITS = (1, 2, 4, 8)
 
 
@@ -48,7 +50,7 @@ class QATPolicy:
             if name not in names:
                 close = nearest(name, names) or names[:5]
                 close = " or ".join(map(repr, close))
-                raise ValueError(f"the QAT policy overrides {name!r}, but no layer has this name; did you mean {close}?")
+                raise ValueError(f"the QAT policy overrides {short(name)}, but no layer has this name; did you mean {close}?")
 
 
 def load_policy(policy) -> QATPolicy:
@@ -80,28 +82,28 @@ def _read_yaml(path: Path):
 
 def _checked(values, where: str, required: tuple[str, ...]) -> QATPolicy:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} holds {values!r}; it must be keys and values such as 'weight_bits: 8'")
+        raise ValueError(f"{where} holds {short(values)}; it must be keys and values such as 'weight_bits: 8'")
     _check_keys(values, where, ("weight_bits", "shift_quantile", "outlier_removal_z_score", "start_epoch", "overrides"))
     for key in required:
         if values.get(key) is None:
-            raise ValueError(f"{where} lacks {key!r}; add {key}: {8 if key == 'weight_bits' else 10}")
+            raise ValueError(f"{where} lacks {short(key)}; add {key}: {8 if key == 'weight_bits' else 10}")
     bits = _bits(values["weight_bits"], where)
     quantile = _quantile(values.get("shift_quantile", 1.0), where)
     overrides = values.get("overrides") or {}
     if not isinstance(overrides, Mapping):
-        raise ValueError(f"overrides of {where} is {overrides!r}; it must map layer names to settings")
+        raise ValueError(f"overrides of {where} is {short(overrides)}; it must map layer names to settings")
     return QATPolicy(
         weight_bits=bits,
         shift_quantile=quantile,
         outlier_removal_z_score=_z_score(values.get("outlier_removal_z_score", 8.0), where),
         start_epoch=_epoch(values.get("start_epoch"), where),
-        overrides={str(k): _override(v, f"override {k!r} of {where}", bits, quantile) for k, v in overrides.items()},
+        overrides={str(k): _override(v, f"override {short(k)} of {where}", bits, quantile) for k, v in overrides.items()},
     )
 
 
 def _override(entry, where: str, bits: int, quantile: float) -> tuple[int, float]:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} is {entry!r}; write it as {{weight_bits: 4}}")
+        raise ValueError(f"{where} is {short(entry)}; write it as {{weight_bits: 4}}")
     _check_keys(entry, where, ("weight_bits", "shift_quantile"))
     return _bits(entry.get("weight_bits", bits), where), _quantile(entry.get("shift_quantile", quantile), where)
 
@@ -112,8 +114,8 @@ def _check_keys(values: Mapping, where: str, known: tuple[str, ...]) -> None:
         if key in known:
             continue
         if close := difflib.get_close_matches(str(key), known, n=1, cutoff=0.8):
-            raise ValueError(f"{where} has the key {key!r}; did you mean {close[0]!r}?")
-        warnings.warn(f"{where} has the key {key!r}, which is unknown and ignored; known are {', '.join(known)}", stacklevel=4)
+            raise ValueError(f"{where} has the key {short(key)}; did you mean {close[0]!r}?")
+        warnings.warn(f"{where} has the key {short(key)}, which is unknown and ignored; known are {', '.join(known)}", stacklevel=4)
 
 
 def _number(value) -> bool:
@@ -122,23 +124,23 @@ def _number(value) -> bool:
 
 def _bits(value, where: str) -> int:
     if not _number(value) or value not in BITS:
-        raise ValueError(f"weight_bits of {where} is {value!r}; choose 1, 2, 4 or 8")
+        raise ValueError(f"weight_bits of {where} is {short(value)}; choose 1, 2, 4 or 8")
     return int(value)
 
 
 def _quantile(value, where: str) -> float:
     if not _number(value) or not 0 < value <= 1:
-        raise ValueError(f"shift_quantile of {where} is {value!r}; choose a number above 0, at most 1 (usual: 0.98 to 1.0)")
+        raise ValueError(f"shift_quantile of {where} is {short(value)}; choose a number above 0, at most 1 (usual: 0.98 to 1.0)")
     return float(value)
 
 
 def _z_score(value, where: str) -> float:
     if not _number(value) or not 0 < value < 1e30:
-        raise ValueError(f"outlier_removal_z_score of {where} is {value!r}; choose a number above 0 (usual: 2 to 8)")
+        raise ValueError(f"outlier_removal_z_score of {where} is {short(value)}; choose a number above 0 (usual: 2 to 8)")
     return float(value)
 
 
 def _epoch(value, where: str) -> int | None:
     if value is not None and (not _number(value) or not 0 <= value < 2**31 or value != int(value)):
-        raise ValueError(f"start_epoch of {where} is {value!r}; choose a whole number of at least 0")
+        raise ValueError(f"start_epoch of {where} is {short(value)}; choose a whole number of at least 0")
     return None if value is None else int(value)

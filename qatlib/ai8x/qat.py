@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from qatlib.ai8x import device as target
 from qatlib.ai8x.eltwise import Eltwise
 from qatlib.ai8x.layer import QuantizationAwareModule
 from qatlib.ai8x.policy import QATPolicy, load_policy
@@ -18,7 +19,9 @@ from qatlib.ai8x.statistics import init_hist, init_threshold, release_hist
 
 
 def layers(m: nn.Module) -> dict[str, QuantizationAwareModule]:
-    """Qualified name -> layer, in order of definition."""
+    """Qualified name -> layer, in order of definition. Raises TypeError for what is no network."""
+    if not isinstance(m, nn.Module):
+        raise TypeError(f"the model is a {type(m).__name__}; give a torch module")
     return {name: layer for name, layer in unwrap(m).named_modules() if isinstance(layer, QuantizationAwareModule)}
 
 
@@ -59,7 +62,8 @@ def pre_qat(model: nn.Module, train_loader, qat_policy, progress: bool = False, 
     The loader yields inputs or (inputs, ...) tuples, which move to the model's device. `qat_policy` is a dict, a YAML file
     or the vendor's `args`. The float function does not change; a warning tells if it does. Training mode is restored
     (the vendor leaves evaluation mode).
-    Raises ValueError for an empty loader and for a model whose scales were applied before.
+    Raises ValueError for an empty loader, for inputs beyond -1..1 (the vendor, `vendor_exact` and simulate do not look), and
+    for a model whose scales were applied before.
     """
     policy, model = load_policy(qat_policy), unwrap(model)
     policy.check_names(layers(model))
@@ -89,6 +93,8 @@ def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exac
             for batch in tqdm(train_loader, desc="activation statistics", disable=not progress, leave=False):
                 inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
                 sample = _checked_input(inputs).to(device)
+                if not vendor_exact and not target.dev.simulate:
+                    _check_range(sample)
                 output = _output(model, sample)
         if sample is None:
             raise ValueError("train_loader gave no batch; give it data (an iterator that was used up needs to be made again)")
@@ -99,9 +105,22 @@ def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exac
 
 
 def _checked_input(inputs) -> torch.Tensor:
-    if not isinstance(inputs, torch.Tensor):
-        raise TypeError(f"train_loader gave a {type(inputs).__name__}; it must give tensors, or tuples that start with one")
+    if not isinstance(inputs, torch.Tensor) or inputs.is_complex():
+        kind = getattr(inputs, "dtype", type(inputs).__name__)
+        raise TypeError(f"train_loader gave a {kind}; it must give tensors of real numbers, or tuples that start with one")
     return inputs
+
+
+def _check_range(inputs: torch.Tensor) -> None:
+    """The chip's input is 8-bit codes, so every real value is in -1..127/128. Exactly 1 is let through: it becomes 127/128."""
+    if not inputs.numel():
+        return
+    low, high = torch.stack(torch.aminmax(inputs.detach())).tolist()
+    if low < -1 or high > 1:
+        raise ValueError(
+            f"train_loader gave inputs from {low:.4g} to {high:.4g}, but the network's must be in -1..1; use ai8x.normalize on "
+            "images of 0..1, or (x - 128) / 128 on bytes of 0..255, in training as well"
+        )
 
 
 def _output(model: nn.Module, sample: torch.Tensor):

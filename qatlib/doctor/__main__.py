@@ -12,10 +12,13 @@ from pathlib import Path
 
 import torch
 
+from qatlib.command_line import interruptible, sentence
 from qatlib.doctor import Diagnosis, diagnose
 from qatlib.doctor.measure import Layer, from_state
 from qatlib.doctor.rules import Case, Finding, findings
 from qatlib.files import check_archive
+from qatlib.messages import short
+from qatlib.pose.checkpoint import check_state, model_from
 
 WEIGHT = ".op.weight"
 
@@ -43,11 +46,26 @@ def tensors(content: dict, path: Path) -> dict[str, torch.Tensor]:
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
         raise ValueError(f"the 'state_dict' of {path} is a {type(state).__name__}; give a checkpoint of tensors")
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise ValueError(f"the 'state_dict' of {path} has the key {short(odd[0])}, which is no text; save model.state_dict()")
     names = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     found = {key: value for key, value in names.items() if isinstance(value, torch.Tensor)}
+    check_state(found, str(path))
     if not any(key.endswith(WEIGHT) for key in found):
         raise ValueError(f"{path} holds no ai8x layer (no name ends in {WEIGHT}); give a checkpoint of a network of ai8x layers")
     return found
+
+
+def _epochs(content: dict, path: Path) -> list[dict]:
+    """The history of the epochs since QAT started, as train_pose_tiny writes it; empty where the checkpoint has none."""
+    history, config = ([] if content.get(name) is None else content[name] for name in ("history", "config"))
+    config = config or {} if isinstance(config, (dict, list)) else config
+    if not isinstance(config, dict) or not isinstance(history, list) or not all(
+        isinstance(row, dict) and all(type(row.get(name)) in (int, float) for name in ("epoch", "loss")) for row in history
+    ):
+        raise ValueError(f"the 'history' or 'config' of {path} is not as train_pose_tiny writes it; save the 'state_dict' alone")
+    start = config.get("start_epoch", 0)
+    return [row for row in history if type(start) is not int or row["epoch"] >= start]
 
 
 def from_tensors(state: dict[str, torch.Tensor]) -> Diagnosis:
@@ -74,6 +92,8 @@ def from_compact(path: Path) -> Diagnosis:
             row.weight_codes = len(set(codes.ravel().tolist()))
             row.channels, row.dead = op["shape"][0], None
             rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no layer with weights; there is nothing to examine")
     found = [Finding("dead layer", row.name, "all its weights are one code", "convert again from a sound checkpoint", "06")
              for row in rows if row.weight_codes == 1]  # fmt: skip
     return Diagnosis(rows, found, False)
@@ -84,28 +104,25 @@ def examine(path: Path, pictures: int = 32) -> Diagnosis:
     content = read(path)
     if isinstance(content.get("graph"), torch.Tensor):
         return from_compact(path)
-    state = tensors(content, path)
+    state, epochs = tensors(content, path), _epochs(content, path)
     try:
-        from qatlib.train_pose_tiny import model_from
-
         model = model_from(state)
-    except (ValueError, RuntimeError, KeyError):  # another network
+    except ValueError:  # another network
         return from_tensors(state)
     from qatlib.pose.data import load, to_input
 
     people = load("figures", "test", pictures, progress=False)
-    history = content.get("history") or []
-    start = content.get("config", {}).get("start_epoch", 0)
-    return diagnose(model, to_input(people.images), [row for row in history if row.get("epoch", 0) >= start])
+    return diagnose(model, to_input(people.images), epochs)
 
 
+@interruptible("doctor")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatlib.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a .pth or .pth.tar file")
     try:
         diagnosis = examine(parser.parse_args(arguments).checkpoint)
     except (ValueError, TypeError, OSError) as problem:
-        print(f"doctor: {getattr(problem, 'strerror', None) or problem}", file=sys.stderr)
+        print(f"doctor: {sentence(problem)}", file=sys.stderr)
         return 2
     print(diagnosis)
     return 0 if diagnosis.healthy else 1

@@ -2,13 +2,24 @@
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 
 import torch
 
 from qatlib import ai8x
+from qatlib.ai8x.policy import load_policy
 from qatlib.files import check_archive, write_atomic
+from qatlib.messages import short
 from qatlib.pose.model import PoseTiny
+
+VALID = {
+    **dict.fromkeys(("weight_bits", "bias_bits"), lambda bits: bits in (0, 1, 2, 4, 8)),
+    **dict.fromkeys(("activation_threshold", "final_scale", "output_shift"), lambda log2: not 1000 < abs(log2) < math.inf),
+    "shift_quantile": lambda share: 0 < share <= 1,
+}
+EMPTY = (".op.weight", ".op.bias")  # never without a value
+NUMBERS = ("epoch", "loss", "lr", "pck", "pckh", "pixel_error")  # of every epoch, in a history
 
 
 def save(path: Path, model, config, epoch: int, history: list, optimizer=None) -> None:
@@ -41,7 +52,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as problem:
         raise ValueError(f"{path} is not a readable checkpoint (truncated or of another kind); train again") from problem
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "state_dict")) or (
-        not isinstance(content.get("epoch"), int)
+        type(content.get("epoch")) is not int
     ):
         raise ValueError(f"{path} is not a checkpoint of train_pose_tiny; it lacks 'epoch', 'config' or 'state_dict'")
     return content
@@ -57,6 +68,7 @@ def model_from(state_dict: dict) -> PoseTiny:
 
     Raises ValueError for the state dict of another network.
     """
+    check_state(state_dict)
     model = PoseTiny()
     if not any(".bn." in key for key in state_dict):
         for module in model.modules():
@@ -67,6 +79,26 @@ def model_from(state_dict: dict) -> PoseTiny:
     return model.eval()
 
 
+def check_state(state_dict, where: str = "the state dict") -> None:
+    """Raise ValueError unless `state_dict` maps names to dense tensors of real numbers, with sensible ones where layers keep one.
+
+    A threshold may be -inf: a dead layer gives that, and the doctor names it.
+    """
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{where} is a {type(state_dict).__name__}; give a dict of names and tensors, model.state_dict()")
+    for name, value in state_dict.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has the key {short(name)}, which is no text; give the unchanged model.state_dict()")
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} of {where} is a {type(value).__name__}, not a tensor; give model.state_dict()")
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
+            raise ValueError(f"{name} of {where} is a {kind} tensor; store dense real numbers, in memory")
+        valid = VALID.get(name.rpartition(".")[2])
+        if valid and (value.numel() != 1 or not valid(value.item())) or name.endswith(EMPTY) and not value.numel():
+            raise ValueError(f"{name} of {where} is {short(value.tolist())}, which no training writes; train or copy it again")
+
+
 def load_state(model: PoseTiny, state_dict: dict) -> None:
     """`model.load_state_dict`, with one sentence for what does not belong to PoseTiny."""
     try:
@@ -74,3 +106,88 @@ def load_state(model: PoseTiny, state_dict: dict) -> None:
     except (RuntimeError, TypeError, AttributeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise ValueError(f"the state dict is not PoseTiny's; give a checkpoint of train_pose_tiny ({reason})") from problem
+
+
+def restore(path: Path, config, model, optimizer):
+    """(epochs done, history, optimizer) from a checkpoint; `model` receives its weights.
+
+    Raises ValueError for another config, and for what no training writes: an epoch that its history does not reach, bits that do
+    not belong to that epoch, or moments that are not of this optimizer's parameters.
+    """
+    content = read_checkpoint(path)
+    if "optimizer" not in content or not isinstance(content.get("history"), list):
+        raise ValueError(f"{path} holds a network only, no state of a training to continue; start in another folder")
+    _check_config(content["config"], config, path)
+    _check_progress(content["epoch"], content["history"], config, path)
+    restored = model_from(content["state_dict"])
+    _check_bits(restored, content["epoch"], config, path)
+    for name, module in restored.named_modules():
+        if isinstance(module, ai8x.QuantizationAwareModule) and module.bn is None:
+            model.get_submodule(name).bn = None
+    model.load_state_dict(content["state_dict"])
+    ai8x.update_model(model)
+    optimizer = ai8x.update_optimizer(model, optimizer)  # without the batch norm that was fused
+    _check_moments(content["optimizer"], optimizer, path)
+    optimizer.load_state_dict(content["optimizer"])
+    return content["epoch"], content["history"], optimizer
+
+
+def _check_config(stored: dict, config, path: Path) -> None:
+    try:
+        saved = type(config)(**stored)
+    except (TypeError, ValueError, RuntimeError) as problem:  # RuntimeError: tensors where numbers belong
+        reason = " ".join(str(problem).split())[:200]
+        raise ValueError(f"{path} has settings that this version does not know ({reason}); choose another folder") from problem
+    changed = [f.name for f in dataclasses.fields(config) if getattr(saved, f.name) != getattr(config, f.name)]
+    if changed:
+        raise ValueError(f"{path} has other settings ({', '.join(changed)}); resume with the same, or choose another folder")
+
+
+def _check_progress(epoch: int, history: list, config, path: Path) -> None:
+    """A history has one dict of numbers an epoch, from the first (with `init`: from start_epoch) to the last one done."""
+    rows = all(isinstance(row, dict) and all(type(row.get(name)) in (int, float) for name in NUMBERS) for row in history)
+    epochs = [row["epoch"] for row in history] if rows else []
+    if not 0 < epoch <= config.epochs or epochs not in (list(range(epoch)), list(range(config.start_epoch, epoch))) or not epochs:
+        raise ValueError(
+            f"{path} says that {short(epoch)} of {config.epochs} epochs are done, and its history does not hold just these; "
+            "it is damaged or was changed: start in another folder"
+        )
+
+
+def _check_bits(model: PoseTiny, epoch: int, config, path: Path) -> None:
+    policy, quantized = load_policy(config.policy()), bool(config.weight_bits) and epoch > config.start_epoch
+    for name, layer in model.named_children():
+        expected = policy.for_layer(name)[0] if quantized else 0
+        if layer.weight_bits.item() != expected or (quantized and layer.bn is not None):
+            found = f"{layer.weight_bits.item()} bits" + (" and batch norm" if layer.bn is not None else "")
+            raise ValueError(f"{path}: {name} has {found} after epoch {epoch}, not {expected}; start in another folder")
+
+
+def _check_moments(stored, optimizer, path: Path) -> None:
+    """The state is as `optimizer.state_dict()` gives it, with moments of the right shape for each parameter that is trained."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = optimizer.state_dict()["param_groups"]
+    try:
+        groups, state = (stored["param_groups"], stored["state"]) if isinstance(stored, dict) else ([], {})
+        sound = [_settings(group) for group in groups] == [_settings(group) for group in own]
+        trained = [i for i, p in enumerate(parameters) if p.requires_grad]
+        sound = sound and sorted(state) == trained and all(_moments_fit(state[i], parameters[i]) for i in trained)
+    except (TypeError, LookupError, AttributeError, RuntimeError, ValueError):  # not even nested as it should be
+        sound = False
+    if not sound:
+        raise ValueError(f"{path}: its optimizer's state does not belong to this network; it is damaged: start in another folder")
+
+
+def _settings(group: dict) -> dict:
+    """Of a parameter group, without the learning rate, which every step sets: values with types (1, 1.0 and a tensor differ)."""
+    settings = {key: (type(value), value) for key, value in group.items() if key != "lr"}
+    return {**settings, "numbers": [type(number) for number in group["params"]]}
+
+
+def _moments_fit(moments: dict, parameter: torch.Tensor) -> bool:
+    """Of Adam: the number of steps, and two tensors of the parameter's shape, the second never negative."""
+    check_state(moments)
+    shapes = {name: tuple(value.shape) for name, value in moments.items()}
+    like = tuple(parameter.shape)
+    finite = all(value.is_floating_point() and not value.isnan().any() for value in moments.values())
+    return shapes == {"step": (), "exp_avg": like, "exp_avg_sq": like} and finite and bool((moments["exp_avg_sq"] >= 0).all())

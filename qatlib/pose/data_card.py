@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 
+from qatlib.command_line import interruptible, sentence
 from qatlib.files import write_atomic
 from qatlib.pose.body import JOINTS
 from qatlib.pose.drawing import SIDE
@@ -69,6 +70,7 @@ def _skeleton(sheet, joints: np.ndarray, labelled: np.ndarray, visible: np.ndarr
             pen.ellipse([x - 2, y - 2, x + 2, y + 2], fill=(0, 0, 0) if seen else (255, 255, 255), outline=(0, 0, 0))
 
 
+@interruptible("figures")
 def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m qatlib.pose.data_card`; 2 where it could not be done (one sentence says why)."""
     parser = argparse.ArgumentParser(
@@ -87,9 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"wrote {chosen.contact_sheet}")
         if chosen.count is not None:
             draw(chosen.count, chosen.seed)
-    except (ValueError, OSError, MemoryError) as problem:
-        said = f"{chosen.count:,} pictures do not fit in memory; draw fewer" if isinstance(problem, MemoryError) else problem
-        print(f"figures: {getattr(said, 'strerror', None) or said}", file=sys.stderr)
+    except (ValueError, OSError) as problem:
+        print(f"figures: {sentence(problem)}", file=sys.stderr)
         return 2
     if not (chosen.card or chosen.contact_sheet or chosen.count is not None):
         parser.print_help()

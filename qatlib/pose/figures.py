@@ -32,6 +32,7 @@ CHUNK = 256  # pictures drawn together from one random stream; another value wou
 BLOCK = 16  # of these, whole pictures are worked on in blocks that stay in the processor's cache
 SPLITS = ("train", "test")
 MOST_SEED = 2**31 - 1
+BYTES = drawing.SIDE**2 * 3 + 14 * 2 * 4 + 14 + 14  # of one picture with its labels
 
 
 class PoseArrays(NamedTuple):
@@ -48,7 +49,8 @@ def draw(
 ) -> PoseArrays:
     """Draw `n` pictures of people on `workers` processes (None: one per core).
 
-    Raises ValueError for `n` below 1, a `seed` outside 0..2**31-1, or `workers` below 1; TypeError for other types.
+    Raises ValueError for `n` below 1, or of more pictures than fit in the free memory, a `seed` outside 0..2**31-1, or `workers`
+    below 1; TypeError for other types.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     for name, value, low, high in (("n", n, 1, 10**8), ("seed", seed, 0, MOST_SEED), ("workers", workers, 1, 1024)):
@@ -56,6 +58,7 @@ def draw(
             raise TypeError(f"{name} must be an integer, not {value!r}")
         if not low <= value <= high:
             raise ValueError(f"{name} = {value} is outside {low}..{high}; choose a value in that range")
+    check_memory(n)
     difficulty = Difficulty() if difficulty is None else difficulty
     chunks = range(-(-n // CHUNK))
     workers = min(workers, len(chunks))
@@ -74,6 +77,18 @@ def draw(
         seconds = time.perf_counter() - start
         print(f"drew {n:,} pictures in {seconds:.1f} s: {n / seconds:,.0f} a second on {workers} worker(s)")
     return out
+
+
+def check_memory(n: int) -> None:
+    """Raise ValueError where `n` pictures do not fit in the memory that is free now; for use before long work."""
+    from psutil import virtual_memory
+
+    free = virtual_memory().available
+    if n * BYTES > free:
+        raise ValueError(
+            f"{n:,} pictures need {n * BYTES / 1e9:,.1f} GB, more than the {free / 1e9:,.1f} GB of free memory; "
+            f"choose at most {free // BYTES:,}"
+        )
 
 
 def _drawn_chunks(seed: int, chunks: range, difficulty: Difficulty, workers: int):
@@ -125,6 +140,7 @@ def cached(n: int, seed: int, split: str, folder: str | os.PathLike | None = Non
         raise ValueError(f"seed = {seed!r} must be an integer in 0..{MOST_SEED // 2}")
     folder, name = Path(folder or cache_folder()), f"figures-{split}-seed{seed}-n{n}-"
     path = folder / f"{name}{_recipe()}.npz"
+    check_memory(n)
     stored = _read(path, n)
     if stored is not None:
         return stored

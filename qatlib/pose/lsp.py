@@ -12,6 +12,7 @@ Each person becomes one 64x64 picture: a square around the labelled joints, `MAR
 labels thus say where the person is, in the test set too: this measures pose, not finding people.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -38,11 +39,12 @@ def read(folder: str | os.PathLike, split: str, n: int | None = None, progress: 
 
     LSP-extended has no official split: the last tenth of the pictures that are present is the test set. Decoded crops are kept
     in the cache folder. Raises FileNotFoundError or ValueError, naming the file and the remedy, where the folder, joints.mat
-    or all pictures are missing, or where one of them is damaged.
+    or all pictures are missing, or where one of them is damaged, and OSError where one cannot be read.
     """
-    folder = Path(folder).expanduser()
-    joints, labelled, visible, paths = _select(folder, split, n)
-    name = _cache_name(folder, split, paths)
+    folder = Path(os.path.expanduser(folder))
+    with _readable():
+        joints, labelled, visible, paths = _select(folder, split, n)
+        name = _cache_name(folder, split, paths)
     stored = _read_cache(name, len(paths))
     if stored is not None:
         return stored
@@ -79,6 +81,18 @@ def crop(image: Image.Image, joints: np.ndarray, labelled: np.ndarray) -> tuple[
     return np.asarray(small), (joints - start) * (SIDE / side)
 
 
+@contextlib.contextmanager
+def _readable():
+    """What the operating system refuses names the file and the remedy."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.filename is None:  # ours: says all this already
+            raise
+        text = f"cannot read {problem.filename}: {problem.strerror}; copy it again, or correct its permissions"
+        raise OSError(problem.errno, text) from problem
+
+
 def _select(folder: Path, split: str, n: int | None):
     """Joints (source pixels), labelled, visible and paths of the people of `split`; people without a label are left out."""
     if split not in ("train", "test"):
@@ -104,16 +118,18 @@ def _select(folder: Path, split: str, n: int | None):
 def read_joints(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (N, 14, 2), source pixels from the top left corner, and flags (N, 14) of a joints.mat in either axis order.
 
-    MATLAB counts pixel centres from 1, so its x is 0.5 more than ours. Raises FileNotFoundError or ValueError, naming the file.
+    MATLAB counts pixel centres from 1, so its x is 0.5 more than ours. Raises FileNotFoundError or ValueError, naming the file,
+    and OSError where it cannot be opened.
     """
     from scipy.io import loadmat
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it comes with the pictures of Leeds Sports Pose, copy it there")
-    try:
-        table = loadmat(path, variable_names=["joints"])
-    except Exception as problem:  # SciPy raises many kinds on damaged bytes
-        raise ValueError(f"{path} is damaged ({problem}); copy it again") from problem
+    with _readable(), open(path, "rb") as file:
+        try:
+            table = loadmat(file, variable_names=["joints"])
+        except Exception as problem:  # SciPy raises many kinds on damaged bytes
+            raise ValueError(f"{path} is damaged ({problem}); copy it again") from problem
     joints = table.get("joints")
     if joints is None or joints.ndim != 3 or {joints.shape[0], joints.shape[1]} != {3, 14} or not joints.shape[2]:
         found = "no array `joints`" if joints is None else f"`joints` of shape {joints.shape}"
@@ -141,7 +157,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as problem:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         raise ValueError(f"{path} is not a readable picture ({problem}); copy it again, or remove it") from problem
 
 

@@ -52,8 +52,21 @@ class PoseTiny(nn.Module):
         return self(x) * self.head_gain()
 
     def coordinates(self, x: torch.Tensor) -> torch.Tensor:
-        """Joint positions (N, 14, 2) in pixels of the 64x64 picture (x right, y down, origin at the top-left corner)."""
+        """Joint positions (N, 14, 2) in pixels of the 64x64 picture (x right, y down, origin at the top-left corner).
+
+        Raises TypeError or ValueError for other inputs than (N, 48, 16, 16) of the weights' dtype.
+        """
+        self._check_input(x)
         return soft_argmax(self.logits(x))
+
+    def _check_input(self, x) -> None:
+        """Shape and dtype only: looking at values would make a GPU wait."""
+        remedy = "use qatlib.pose.data.to_input(images)"
+        dtype = self.head.op.weight.dtype
+        if not isinstance(x, torch.Tensor) or x.dtype != dtype:
+            raise TypeError(f"x must be a tensor of {dtype}, not {getattr(x, 'dtype', type(x).__name__)}; {remedy}")
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (N, {', '.join(map(str, self.input_shape))}): {remedy}")
 
 
 def soft_argmax(logits: torch.Tensor) -> torch.Tensor:

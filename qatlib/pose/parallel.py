@@ -12,6 +12,7 @@ up, and batch norm sees the statistics of the whole batch, so the only differenc
 
 import dataclasses
 import os
+import re
 import socket
 
 import torch
@@ -56,18 +57,40 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
 
+_TORCHRUN = "start several processes with torchrun, which sets all that they need, or unset WORLD_SIZE to train in one"
+
+
+def _described(name: str, least: int, most: int, usual: str = "") -> int:
+    """The environment variable `name`, a whole number from `least` to `most`."""
+    text = os.environ.get(name, usual)
+    if not text:
+        raise ValueError(f"{name} is not set, though WORLD_SIZE is {os.environ['WORLD_SIZE']}; {_TORCHRUN}")
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{name} is {text!r}, not a whole number from {least} to {most}; {_TORCHRUN}")
+    return int(text)
+
+
 def join() -> Team:
     """The team that torchrun describes in the environment (WORLD_SIZE, RANK); alone where it does not.
 
-    Processes of one computer talk, and listen, on the loopback interface only.
+    Processes of one computer talk, and listen, on the loopback interface only. Raises ValueError where the description is
+    incomplete or no numbers, OSError where the processes do not find each other.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _described("WORLD_SIZE", 1, 10**6, "1")
     if size == 1:
         return Team()
+    _described("RANK", 0, size - 1)
+    _described("MASTER_PORT", 1, 65535)
+    if not os.environ.get("MASTER_ADDR"):
+        raise ValueError(f"MASTER_ADDR is not set; {_TORCHRUN}")
     if os.environ.get("LOCAL_WORLD_SIZE", str(size)) == str(size) and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **_meeting_point(size))
+        try:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **_meeting_point(size))
+        except RuntimeError as problem:  # torch's DistError is one
+            reason = str(problem).splitlines()[0]
+            raise OSError(None, f"the {size} processes did not find each other ({reason}); {_TORCHRUN}") from problem
     return Team(dist.get_rank(), dist.get_world_size())
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from qatlib.command_line import folder, sentence
 from qatlib.sweep.driver import describe, run
 from qatlib.sweep.grid import parse_grid
 
@@ -15,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("notebook", help="an .ipynb with a cell tagged `parameters`; qatlib.sweep.record gives the numbers of the table")
     p.add_argument("--grid", nargs="+", required=True, metavar="NAME=VALUES", help="weight_bits=8,4,2 seed=0:3 (0:3 is 0, 1, 2)")
-    p.add_argument("--out", required=True, help="folder for results, executed notebooks, results.csv and results.png")
+    p.add_argument("--out", type=folder, required=True, help="folder for results, executed notebooks, results.csv and results.png")
     p.add_argument("--workers", type=int, help="notebooks at a time on this computer (default: one a processor)")
     p.add_argument("--threads-per-worker", type=int, help="threads a kernel may use (default: the processors, shared out)")
     p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="run on this dask.distributed cluster instead (extra [cluster])")
@@ -33,11 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; finished runs are kept in {options.out}, the same command continues", file=sys.stderr)
         return 130
-    except OSError as problem:
-        print(f"error: {problem.strerror or problem}", file=sys.stderr)
-        return 2
-    except (ValueError, TypeError, ImportError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
+    except (ValueError, TypeError, ImportError, OSError) as problem:
+        print(f"error: {sentence(problem)}", file=sys.stderr)
         return 2
     for line in sweep.sentences:
         print(line)

@@ -4,14 +4,23 @@ The workers need this environment and the output folder under the same path (a s
 lost worker starts again elsewhere; a finished one has its record in the folder, so it is not run a second time.
 """
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from qatlib.messages import short
 from qatlib.sweep.grid import Job
 from qatlib.sweep.local import cpus
 from qatlib.sweep.store import Store
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless `address` names a host and a port; dask tries a wrong one for long, and complains even later."""
+    match = re.fullmatch(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^/\s:\[\]]+):([0-9]{1,5})", str(address))
+    if not match or match[1] not in (None, "tcp://", "tls://", "ws://", "wss://") or not 0 < int(match[3]) < 65536:
+        raise ValueError(f"scheduler is {short(address)}; write it as tcp://HOST:8786 (tls:// where the scheduler uses TLS)")
 
 
 def connect(address: str, timeout: float = 5):
@@ -23,7 +32,8 @@ def connect(address: str, timeout: float = 5):
     try:
         return Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as problem:
-        raise OSError(None, f"no scheduler answers at {address}; start one (`dask scheduler`) or correct --scheduler") from problem
+        remedy = "start one (`dask scheduler --host 127.0.0.1`; for other computers with dask's TLS) or correct --scheduler"
+        raise OSError(None, f"no scheduler answers at {address}; {remedy}") from problem
 
 
 def look(path: str, word: str) -> dict:

@@ -10,8 +10,20 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from qatlib.files import write_atomic
+from qatlib.messages import sentence
+from qatlib.sweep.cluster import check_address
 from qatlib.sweep.grid import Job, Run, check_grid, expand
 from qatlib.sweep.store import Store
+
+STORAGE = {  # what papermill's handlers import, and what installs it
+    "s3://": ("boto3", "qatlib[s3]"),
+    "gs://": ("gcsfs", "papermill[gcs]"),
+    "abs://": ("azure.storage.blob", "papermill[azure]"),
+    "adl://": ("azure.datalake.store", "papermill[azure]"),
+    "hdfs://": ("pyarrow", "papermill[hdfs]"),
+    "https://github.com/": ("github", "papermill[github]"),
+    "http://github.com/": ("github", "papermill[github]"),
+}
 
 
 @dataclasses.dataclass
@@ -46,6 +58,12 @@ def run(notebook, grid: dict, out, workers: int | None = None, threads: int | No
             raise ValueError(f"{name} is {number!r}; give a whole number of at least 1")
     text, code = read_notebook(notebook, grid)
     check_remote(remote)
+    if str(remote).partition("://")[2].startswith("github.com/"):
+        raise ValueError(f"notebooks cannot go to {remote!r}; papermill only reads from GitHub, give a folder of a storage service")
+    if scheduler is not None:
+        check_address(scheduler)
+    if not str(out).strip():
+        raise ValueError(f"out is {str(out)!r}; give a folder for the results ('.' is the present one)")
     if "://" in str(out):
         raise ValueError(f"out is {str(out)!r}; the results need a folder, give the URL as --notebooks for the executed notebooks")
     store, runs = Store(out), expand(grid, code)
@@ -121,9 +139,7 @@ class _Driver:
         from qatlib.sweep.picture import draw
 
         records, picture = self._ordered(), None
-        path, parquet = self.store.write_table(records)
-        also = " and results.parquet" if parquet else " (no Parquet file: that needs pyarrow)"
-        sentences = [f"table in {path}{also}"]
+        sentences = [f"table in {self.store.write_table(records)}"]
         drawn = draw(records)
         if drawn is not None:
             picture = write_atomic(self.store.out / "results.png", drawn[0])
@@ -174,7 +190,10 @@ def _text(notebook) -> str:
         from papermill.iorw import papermill_io
 
         check_remote(str(notebook))
-        return papermill_io.read(str(notebook), [".ipynb"])
+        try:
+            return papermill_io.read(str(notebook), [".ipynb"])
+        except Exception as problem:  # each service raises its own kinds
+            raise OSError(None, f"cannot read {notebook} ({sentence(problem)}); correct the address or your access") from problem
     path = Path(notebook)
     if not path.is_file():
         raise FileNotFoundError(f"no notebook at {path}; give the path of an .ipynb file")
@@ -193,11 +212,18 @@ def check_remote(url: str | None) -> None:
     schemes = sorted({scheme for scheme, _ in papermill_io._handlers if scheme.endswith("://")})
     if not any(url.startswith(scheme) for scheme in schemes):
         raise ValueError(f"notebooks cannot go to {url!r}; papermill writes to {', '.join(schemes)}")
-    if url.startswith("s3://"):
-        from importlib.util import find_spec
+    for scheme, (package, extra) in STORAGE.items():
+        if url.startswith(scheme) and not _installed(package):
+            raise ImportError(f"{scheme} needs {package}; install it with: pip install '{extra}'")
 
-        if find_spec("boto3") is None:
-            raise ImportError("s3:// needs boto3; install it with: pip install 'qatlib[s3]'")
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a.b.c, a is missing
+        return False
 
 
 def describe(sweep: Sweep) -> str:

@@ -8,7 +8,10 @@ import json
 import math
 import re
 
+from qatlib.messages import short
+
 MAX_RUNS = 100_000
+LONGEST = 100_000  # characters of one grid entry
 _TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*)\s*(?:,|$)""")
 _RANGE = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?")
 
@@ -45,6 +48,8 @@ def parse_grid(texts: list[str]) -> dict[str, list]:
     """
     grid = {}
     for text in texts:
+        if len(text) > LONGEST:
+            raise ValueError(f"grid entry {short(text)} has {len(text):,} characters; at most {LONGEST:,} make sense")
         name, equals, values = text.partition("=")
         name = name.strip()
         if not equals or not name.isidentifier():
@@ -72,14 +77,19 @@ def _split(values: str, text: str) -> list[str]:
 def _values(part: str) -> list:
     counted = _RANGE.fullmatch(part)
     if counted:
-        first, last, step = (int(group) if group else 1 for group in counted.groups())
-        if step == 0 or not 0 < len(range(first, last, step)) <= MAX_RUNS:
-            raise ValueError(f"range {part!r} has no values, or more than {MAX_RUNS:,}; a:b counts from a to b-1")
+        try:
+            first, last, step = (int(group) if group else 1 for group in counted.groups())
+        except ValueError:  # Python reads at most 4,300 digits
+            first = last = step = 0
+        if step == 0 or not 0 < -((first - last) // step) <= MAX_RUNS:  # len(range()) stops at 2^63
+            raise ValueError(f"range {short(part)} has no values, or more than {MAX_RUNS:,}; a:b counts from a to b-1")
         return list(range(first, last, step))
     try:
         value = ast.literal_eval(part)
     except (ValueError, SyntaxError):
         return [part]
+    except (MemoryError, RecursionError):  # thousands of brackets or signs
+        raise ValueError(f"grid value {short(part)} is nested too deeply; put a text into quotes") from None
     return [value if isinstance(value, (bool, int, float, str, type(None))) else part]
 
 

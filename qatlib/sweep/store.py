@@ -42,13 +42,20 @@ class Store:
     @contextlib.contextmanager
     def locked(self, name: str = ".sweep.lock", wait: bool = False):
         """Hold a lock of this folder; it vanishes with the process, however that ends. Raises ValueError if it is taken."""
-        with open(self.out / name, "a") as handle:
+        with self._open(name) as handle:
             if fcntl:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
                     raise ValueError(f"another sweep is at work in {self.out}; wait for it, or choose another --out") from None
             yield
+
+    def _open(self, name: str):
+        try:
+            return open(self.out / name, "a")
+        except OSError as problem:
+            text = f"cannot use {self.out / name}: {problem.strerror}; remove it, or choose another --out"
+            raise OSError(problem.errno, text) from problem
 
     def clean(self, runs: list[Run]) -> int:
         """Remove what killed attempts left behind, and results that are not intact; the number of results removed."""
@@ -76,9 +83,9 @@ class Store:
         try:
             content = json.loads(self._result(run).read_bytes())
             intact = content["checksum"] == checksum(content) and content["key"] == run.key and content["status"] == "done"
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return content if intact and _complete(content) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return content if intact else None
 
     def finish(self, run: Run, record: dict, attempt: Path | None) -> dict:
         """Mark `run` as finished, once: of two attempts the first one's notebook and record stay. Returns the record that stays."""
@@ -94,27 +101,14 @@ class Store:
         self.notebook(run, failed=True).unlink(missing_ok=True)
         return record
 
-    def write_table(self, records: list[dict]) -> tuple[Path, bool]:
-        """Write results.csv, and results.parquet where pandas has an engine for it; returns the path and whether it has."""
+    def write_table(self, records: list[dict]) -> Path:
+        """Write results.csv; returns its path."""
         columns, rows = table(records)
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        path = write_atomic(self.out / "results.csv", text.getvalue())
-        return path, self._write_parquet(columns, rows)
-
-    def _write_parquet(self, columns: list[str], rows: list[dict]) -> bool:
-        from importlib.util import find_spec
-
-        if not (find_spec("pyarrow") or find_spec("fastparquet")):
-            return False
-        import pandas
-
-        frame = pandas.DataFrame(rows, columns=columns)
-        mixed = {name: str for name in columns if frame[name].map(type).nunique() > 1}
-        write_atomic(self.out / "results.parquet", lambda temporary: frame.astype(mixed).to_parquet(temporary))
-        return True
+        return write_atomic(self.out / "results.csv", text.getvalue())
 
 
 def _write_once(path: Path, text: str) -> bool:
@@ -130,6 +124,14 @@ def _write_once(path: Path, text: str) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _complete(record: dict) -> bool:
+    """Whether it has all that the table shows."""
+    kinds = {"parameters": dict, "metrics": dict, "seconds": (int, float), "error": str, "notebook": str}
+    values = [*record["metrics"].values(), *record["parameters"].values()]
+    plain = all(isinstance(value, (bool, int, float, str, type(None))) for value in values)
+    return plain and all(isinstance(record[name], kind) for name, kind in kinds.items())
 
 
 def checksum(record: dict) -> str:
