@@ -96,8 +96,11 @@ def _drawn_chunks(seed: int, chunks: range, difficulty: Difficulty, workers: int
     if workers == 1 or multiprocessing.current_process().daemon:
         yield from (_draw_chunk(seed, chunk, difficulty) for chunk in chunks)
         return
-    with _pool(workers) as pool:
+    pool = _pool(workers)
+    try:
         yield from pool.map(_draw_chunk, [seed] * len(chunks), chunks, [difficulty] * len(chunks))
+    finally:  # after an interrupt the chunks that wait are not drawn
+        pool.shutdown(cancel_futures=True)
 
 
 def _pool(workers: int) -> Executor:
