@@ -8,14 +8,18 @@ import argparse
 import json
 import os
 import platform
+import sys
+from pathlib import Path
 
 import torch
 
 from qatlib.bench_engines import engines, print_engines
 from qatlib.bench_growth import growth, print_growth
 from qatlib.bench_steps import Nine, print_steps, training_steps
-from qatlib.files import write_atomic
+from qatlib.command_line import interruptible, sentence
+from qatlib.files import prepare_folder, write_atomic
 
+MOST = {"rounds": 10_000, "threads": 256, "batch": 1024}
 PARTS = ("steps", "engines", "growth")
 
 
@@ -26,7 +30,9 @@ def machine() -> dict:
             "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
 
 
+@interruptible("bench")
 def main(arguments: list[str] | None = None) -> int:
+    """0: measured. 2: unusable options (one sentence says why), before anything is measured."""
     description = "Measure training steps, the engines of an exported network, and how everything else grows."
     parser = argparse.ArgumentParser(prog="python -m qatlib.bench", description=description)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved steps or pictures (default: 15)")
@@ -37,8 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE, too")
     options = parser.parse_args(arguments)
     for name in ("rounds", "threads", "batch"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
+        if not 1 <= getattr(options, name) <= MOST[name]:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1 and at most {MOST[name]:,}")
+    try:
+        if options.json:
+            prepare_folder(Path(options.json).parent)
+    except OSError as problem:
+        print(f"bench: {sentence(problem)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
     result: dict = machine()
     print(", ".join(f"{key} {value}" for key, value in result.items()))

@@ -112,3 +112,10 @@ def test_bad_options_are_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--rounds", "0"])
     assert "it must be at least 1" in capsys.readouterr().err
+    for option in ("--threads", "--batch"):  # threads beyond what a machine can start end the process, not only the command
+        with pytest.raises(SystemExit):
+            bench.main([option, "100000000"])
+        assert f"{option} is 100000000; it must be at least 1 and at most" in capsys.readouterr().err
+    assert bench.main(["--json", "/proc/no/b.json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("bench: ") and "/proc/no" in captured.err and not captured.out

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from qatlib.command_line import folder, interruptible
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are one sentence on standard error, exit code 2."""
@@ -16,13 +18,14 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     every = commands.add_parser("all", help="write the compact file, ONNX, C and the synthesis inputs")
     every.add_argument("checkpoint", help="a checkpoint of train_pose_tiny after QAT, or model_8bit.pth")
-    every.add_argument("folder", help="where to write; replaced as a whole if an export is there")
+    every.add_argument("folder", type=folder, help="where to write; replaced as a whole if an export is there")
     check = commands.add_parser("check", help="run all engines of a folder on the same pictures")
     check.add_argument("folder")
     check.add_argument("-n", type=int, default=256, help="pictures to compare (default 256)")
     return top
 
 
+@interruptible("qatlib.export")
 def main(arguments: list[str] | None = None) -> int:
     """0: done and equal, 1: outputs differ, 2: it could not be done, or files are missing (one sentence says why)."""
     options = parser().parse_args(arguments)
