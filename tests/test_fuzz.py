@@ -285,7 +285,7 @@ def test_bytes_of_any_kind_are_refused(scratch, files, name, content, pickled):
 
 # ---- command lines on changed checkpoints -----------------------------------------------------------------------------
 
-SETTINGS = ["--preset", "smoke", "--epochs", "1", "--start-epoch", "1", "--n-train", "8", "--n-test", "8"]
+SETTINGS = ["--preset", "smoke", "--epochs", "1", "--start-epoch", "0", "--n-train", "8", "--n-test", "8"]
 ODD = [
     None, True, 3, -1, 10**6, 10**400, 1.5, float("nan"), float("inf"), "", "x", [], [1], ["x"], {}, {1: 2}, {"epoch": 0}, (),
     torch.zeros(2), torch.zeros(0), torch.tensor(float("nan")), torch.tensor(10**9), torch.tensor(-3.5), torch.tensor([1j]),
@@ -294,12 +294,14 @@ ODD = [
 
 
 def finished_training() -> dict:
-    """What a training of one epoch leaves, without the training."""
+    """What a training of one epoch, with QAT from its start, leaves, without the training."""
+    config = recipe.configure("smoke", epochs=1, start_epoch=0, n_train=8, n_test=8)
     model = recipe.PoseTiny()
+    ai8x.fuse_bn_layers(model)
+    ai8x.initiate_qat(model, config.policy())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     model.logits(torch.zeros(1, 48, 16, 16)).sum().backward()
     optimizer.step()
-    config = recipe.configure("smoke", epochs=1, start_epoch=1, n_train=8, n_test=8)
     row = {"epoch": 0, "loss": 1.0, "lr": 1e-3, "pck": 0.5, "pckh": 0.5, "pixel_error": 9.0}
     content = {"arch": "PoseTiny", "epoch": 1, "config": dataclasses.asdict(config), "history": [row]}
     return content | {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
