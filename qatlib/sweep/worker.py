@@ -76,7 +76,10 @@ class _Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, kernels=None, start=None, **ignored):
-        client = _Client(nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None, config=_private())
+        quiet = ["--log-level=CRITICAL"]  # an interrupt is the sweep's own sentence, not one of each kernel besides
+        client = _Client(
+            nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None, config=_private(), extra_arguments=quiet
+        )
         client.kernels = kernels
         return client.execute(**start)
 
