@@ -10,20 +10,22 @@ BITS ?= 8
 SEED ?= 0
 LAB_OPTIONS ?=
 
-# Notebook kernels and workers share the cores.
+# Notebook kernels and workers share the cores; their threads sleep while they wait, for spinning slows a busy computer.
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= passive
 export PYDEVD_DISABLE_FILE_VALIDATION ?= 1
 
 PYTHON := .venv/bin/python
 READY := .venv/ready
 NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help run test lab notebooks pretrained reference bench clean
+.PHONY: help run test processors lab notebooks pretrained reference bench clean
 
 help:
 	@echo "make run        train the tiny pose network in three versions, export int8, execute the notebooks into runs/"
 	@echo "                options: DATA=figures|lsp:/path  PRESET=quick|full  BITS=8|4|2|1  SEED=0"
 	@echo "make test       ruff, then all tests and every notebook"
+	@echo "make processors  the exact tests again, with float sums in the orders of other processors"
 	@echo "make lab        JupyterLab on notebooks/ (LAB_OPTIONS=--no-browser where there is no screen)"
 	@echo "make notebooks  write the notebooks again, with outputs"
 	@echo "make pretrained train the committed float network again"
@@ -37,6 +39,9 @@ run: $(READY)
 test: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests qatlib notebooks
+
+processors: $(READY)
+	$(PYTHON) tests/processors.py
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \

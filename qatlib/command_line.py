@@ -9,6 +9,7 @@
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,11 +17,16 @@ from qatlib.messages import sentence  # noqa: F401 (for the mains)
 
 
 def interruptible(name: str, hint: str = "start the same command again") -> Callable:
-    """Decorator of a `main`: Ctrl-C prints one sentence with `hint` and gives the exit code 130, as shells do."""
+    """Decorator of a `main`: Ctrl-C prints one sentence with `hint` and gives the exit code 130, as shells do.
+
+    Threads of torch, imported later, and of all child processes sleep while they wait: on a busy computer spinning ones halve
+    the speed. OMP_WAIT_POLICY=active in the environment keeps them spinning.
+    """
 
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def guarded(arguments: list[str] | None = None) -> int:
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             try:
                 return main(arguments)
             except KeyboardInterrupt:

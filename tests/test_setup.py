@@ -46,7 +46,9 @@ def test_every_dependency_has_a_pin_inside_its_range(extra):
 
 def test_environment_yml_installs_what_the_makefile_installs():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert set(environment) == {"name", "channels", "dependencies"} and environment["name"] == PROJECT["name"]
+    assert set(environment) == {"name", "channels", "dependencies", "variables"} and environment["name"] == PROJECT["name"]
+    exported = dict(re.findall(r"^export (\w+) \?= (\w+)$", (ROOT / "Makefile").read_text(), re.M))
+    assert environment["variables"].items() <= exported.items()
     *specs, pip = environment["dependencies"]
     parsed = {spec.name.normalized: spec.version for spec in map(MatchSpec, specs)}
     assert set(parsed) == {"python", "pip"}, "versions of packages belong in constraints.txt alone"
@@ -98,7 +100,7 @@ needs_make = pytest.mark.skipif(MAKE is None, reason="make is not installed")
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["run", "test", "lab", "notebooks", "reference", "bench"])
+@pytest.mark.parametrize("target", ["run", "test", "processors", "lab", "notebooks", "reference", "bench"])
 def test_make_installs_only_when_a_version_list_changed(tmp_path, target):
     folder = project(tmp_path)
     again = make(folder, "-n", target)

@@ -93,8 +93,8 @@ def _private():
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The kernel's environment: ours, with every numerical library held to `threads` threads."""
-    return {**os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in _THREADS}}
+    """The kernel's environment: ours, with every numerical library held to `threads` threads, which sleep while they wait."""
+    return {"OMP_WAIT_POLICY": "passive", **os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in _THREADS}}
 
 
 def execute(job: Job, kernels: Kernels | None = None) -> dict:
