@@ -618,7 +618,8 @@ def test_an_interrupt_is_one_sentence_and_130(command, function, arguments, monk
 
 def test_ctrl_c_in_a_shell_shows_no_traceback():
     line = [sys.executable, "-m", "qatlib.pose.data_card", "--count", "200000"]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # tests in a background job inherit deaf ears
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
     begun = ""
     while not re.search(r"[1-9]\d*/200000", begun) and process.poll() is None:
         begun += process.stderr.read(1)

@@ -31,7 +31,7 @@ def together(script: str, folder, size: int = 2) -> None:
         port = free.getsockname()[1]
     processes = [start(script, rank, size, port, folder) for rank in range(size)]
     for process in processes:
-        error = process.communicate(timeout=200)[1]
+        error = process.communicate(timeout=1200)[1]
         assert process.returncode == 0, error
 
 
@@ -98,7 +98,7 @@ def test_training_by_torchrun_has_the_loss_of_one_process(tmp_path):
     settings = ["--epochs", "3", "--start-epoch", "2", "--n-train", "80", "--n-test", "16"]
     command = [sys.executable, "-m", "qatlib.train_pose_tiny", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "QATLIB_CACHE": str(tmp_path)}
-    run = {"env": environment, "check": True, "capture_output": True, "text": True, "timeout": 280}
+    run = {"env": environment, "check": True, "capture_output": True, "text": True, "timeout": 1200}
     subprocess.run([*command, "--out", str(tmp_path / "one")], **run)
     meeting = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", str(tmp_path / "meeting")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1", *meeting, "--nproc-per-node", "2"]

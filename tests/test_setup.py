@@ -12,6 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from rattler import MatchSpec, Version
 
+from qatlib.command_line import SHORT_SPIN, interruptible
+from qatlib.sweep.worker import environment
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line.strip() and line[0] != "#"]
@@ -45,11 +48,12 @@ def test_every_dependency_has_a_pin_inside_its_range(extra):
 
 
 def test_environment_yml_installs_what_the_makefile_installs():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert set(environment) == {"name", "channels", "dependencies", "variables"} and environment["name"] == PROJECT["name"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(conda) == {"name", "channels", "dependencies", "variables"} and conda["name"] == PROJECT["name"]
     exported = dict(re.findall(r"^export (\w+) \?= (\w+)$", (ROOT / "Makefile").read_text(), re.M))
-    assert environment["variables"].items() <= exported.items()
-    *specs, pip = environment["dependencies"]
+    assert {name: str(value) for name, value in conda["variables"].items()} == SHORT_SPIN
+    assert SHORT_SPIN.items() <= exported.items()
+    *specs, pip = conda["dependencies"]
     parsed = {spec.name.normalized: spec.version for spec in map(MatchSpec, specs)}
     assert set(parsed) == {"python", "pip"}, "versions of packages belong in constraints.txt alone"
     constraints, editable = pip_arguments()
@@ -60,6 +64,16 @@ def test_environment_yml_installs_what_the_makefile_installs():
     python = MatchSpec("python" + PROJECT["requires-python"])
     assert Version("3.11") >= Version(PROJECT["requires-python"].removeprefix(">="))
     assert str(parsed["python"]) == "3.11.*" and str(python.version) == PROJECT["requires-python"]
+
+
+def test_commands_and_sweeps_let_waiting_threads_sleep_unless_the_environment_says_otherwise(monkeypatch):
+    seen = []
+    main = interruptible("test")(lambda arguments: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    for own in (None, "77"):
+        monkeypatch.setenv("GOMP_SPINCOUNT", own) if own else monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        seen.append(environment(1)["GOMP_SPINCOUNT"])
+        main([])
+    assert seen == [*SHORT_SPIN.values()] * 2 + ["77"] * 2
 
 
 def tracked_texts() -> dict[str, str]:

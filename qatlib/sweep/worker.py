@@ -16,6 +16,7 @@ from papermill.execute import prepare_notebook_metadata, raise_for_execution_err
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
+from qatlib.command_line import SHORT_SPIN
 from qatlib.sweep.grid import Job
 from qatlib.sweep.recording import recorded
 from qatlib.sweep.store import Store
@@ -93,8 +94,8 @@ def _private():
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The kernel's environment: ours, with every numerical library held to `threads` threads, which sleep while they wait."""
-    return {"OMP_WAIT_POLICY": "passive", **os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in _THREADS}}
+    """The kernel's environment: ours, with every numerical library held to `threads` threads, and SHORT_SPIN."""
+    return {**SHORT_SPIN, **os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in _THREADS}}
 
 
 def execute(job: Job, kernels: Kernels | None = None) -> dict:
