@@ -10,8 +10,7 @@ BITS ?= 8
 SEED ?= 0
 LAB_OPTIONS ?=
 
-# Notebook kernels and workers share the cores. Threads that wait for each other spin for about 0.1 ms, then sleep: unset, they
-# spin for milliseconds, and a computer that has other work takes twice the time.
+# Notebook kernels and workers share the cores; their threads soon sleep while they wait for each other (see command_line.py).
 export OMP_NUM_THREADS ?= 2
 export GOMP_SPINCOUNT ?= 10000
 export PYDEVD_DISABLE_FILE_VALIDATION ?= 1

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from qatlib.messages import sentence  # noqa: F401 (for the mains)
 
-# Of GNU OpenMP, torch's on Linux: threads that wait spin for about 0.1 ms, then sleep. Its default of milliseconds doubles the
-# time on a computer with other work; sleeping at once (OMP_WAIT_POLICY=passive) costs an idle one a sixth.
+# Of GNU OpenMP, which is torch's on Linux: threads that wait for each other spin this often, then sleep. Its default, 30 times
+# as much, takes the processor from other programs and from torch itself; to sleep at once slows a computer that has no others.
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 

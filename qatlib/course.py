@@ -7,7 +7,10 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 def start(seed: int = 0) -> None:
-    """Print the versions in use and seed torch and NumPy, so that a lesson gives the same numbers each time."""
+    """Print the versions in use and seed torch and NumPy, so that a lesson gives the same numbers each time on one computer.
+
+    Float sums keep a trace of the order in which a processor and its threads add; trained networks differ elsewhere.
+    """
     import numpy
     import torch
 

@@ -2,7 +2,8 @@
 
 The whole recipe is `train`: float epochs; at `start_epoch` batch norm is fused, activation statistics set the thresholds,
 and quantization is switched on; then training goes on. Every epoch ends with a checkpoint, so `--resume` continues to the
-same result after a kill at any moment. Order of randomness depends on (seed, epoch) only.
+same result after a kill at any moment. Order of randomness depends on (seed, epoch) only: the same seed gives the same bytes on
+the same computer with the same number of threads. Elsewhere float sums have another order, and the network other weights.
 """
 
 import argparse

@@ -1,28 +1,24 @@
 """Every test starts on device 85 in training mode with seed 0, and leaves the device like that."""
 
-import contextlib
-import os
-
-import float_sums
 import pytest
 import torch
+from orders import sums
 
 from qatlib import ai8x
 
-SUMS = {"": contextlib.nullcontext, "exact": float_sums.ExactSums, "channels last": float_sums.ChannelsLast}
 
-
-def sums():
-    """The arithmetic that QATLIB_SUMS asks for, to enter: torch's own, or one that adds in another order."""
-    return SUMS[os.environ.get("QATLIB_SUMS", "")]()
+@pytest.fixture(scope="session", autouse=True)
+def arithmetic():
+    """Torch's own, or as QATLIB_SUMS asks."""
+    with sums():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def training_mode():
     torch.manual_seed(0)
     ai8x.set_device(85, False, False, verbose=False)
-    with sums():
-        yield
+    yield
     ai8x.set_device(85, False, False, verbose=False)
 
 

@@ -1,4 +1,4 @@
-"""Float sums have no defined order: how far two orders may lie apart, and arithmetic in which the order does not matter.
+"""Float sums have no defined order: how far the results of two orders may lie apart.
 
 Convolutions, matrix products and means add float32 numbers in an order that the processor and the number of threads decide.
 One sum of n products is off by at most sqrt(n) * U * (sum of the magnitudes), times LAMBDA, with a probability of at least
@@ -8,8 +8,6 @@ Comput. 41 (2019). Through a network such errors travel as independent ones do: 
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from qatlib import ai8x
 from qatlib.ai8x import statistics
@@ -148,39 +146,3 @@ def gradient_spread(net, x, target) -> dict[str, torch.Tensor]:
     gradient = (share - torch.nn.functional.one_hot(target, share.shape[1])) / len(x)
     y.backward(torch.cat((gradient, 8 * U * share / len(x))))  # an exponential, a sum and a quotient, each good to a few U
     return {name: allowed(p.grad) for name, p in net.named_parameters() if p.grad is not None}
-
-
-# --- arithmetic without an order ------------------------------------------------------------------------------------------
-
-aten = torch.ops.aten
-SUMS = {
-    aten.convolution, aten.convolution_backward, aten.addmm, aten.mm, aten.bmm, aten.mean, aten.sum,
-    aten._log_softmax, aten._log_softmax_backward_data, aten._softmax, aten._softmax_backward_data, aten.nll_loss_forward,
-    aten.native_batch_norm, aten.native_batch_norm_backward, aten.var, aten.var_mean, aten.std, aten.linalg_vector_norm,
-}  # fmt: skip
-
-
-class ExactSums(TorchDispatchMode):
-    """Every float32 sum is taken in float64 and rounded once: as good as equal on all processors, and equal to none."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func.overloadpacket not in SUMS or not any(_is(t, torch.float32) for t in args):
-            return func(*args, **kwargs)
-        wide = tree_map(lambda t: t.double() if _is(t, torch.float32) else t, (args, kwargs))
-        return tree_map(lambda t: t.float() if _is(t, torch.float64) else t, func(*wide[0], **wide[1]))
-
-
-class ChannelsLast(TorchDispatchMode):
-    """2D convolutions read their pictures channel by channel of a pixel, which adds in yet another order."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket is aten.convolution and args[0].dim() == 4:
-            x, weight, *rest = args
-            turned = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-            return func(*turned, *rest, **(kwargs or {})).contiguous()
-        return func(*args, **(kwargs or {}))
-
-
-def _is(value, dtype: torch.dtype) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == dtype

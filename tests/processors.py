@@ -5,6 +5,7 @@ which block. Each setting below makes this computer add in another such order. T
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ EXACT = (
     "catalogue", "checkpoint", "compact", "convert", "golden_layers", "integer", "modes", "network_idioms", "onnx", "pipelines",
     "properties", "qat_start", "quantizers", "scales", "statistics",
 )  # fmt: skip
-# What ATen, oneDNN and MKL read when torch is imported, how many threads add, and SUMS of conftest.py.
+# What ATen, oneDNN and MKL read when torch is imported, how many threads add, and what orders.py reads.
 SETTINGS = {
     "as it is, 1 thread": {"OMP_NUM_THREADS": "1"},
     "as it is, 2 threads": {"OMP_NUM_THREADS": "2"},
@@ -34,6 +35,7 @@ SETTINGS = {
     "AVX2 in ATen, AVX-512 in oneDNN, 2 threads": {
         "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "OMP_NUM_THREADS": "2",
     },
+    "channels and batches shuffled, 1 thread": {"OMP_NUM_THREADS": "1", "QATLIB_SUMS": "shuffled 1"},
     "exact sums, 1 thread": {"OMP_NUM_THREADS": "1", "QATLIB_SUMS": "exact"},
 }  # fmt: skip
 IN_EVERY_RUN = ("SSE4.1, 1 thread", "AVX2, 2 threads, channels last", "exact sums, 1 thread")  # of `make test`
@@ -68,7 +70,7 @@ def digests() -> dict[str, str]:
     """The bits of some float results, as torch gives them here."""
     import torch
     import torch.nn.functional as F
-    from conftest import sums
+    from orders import sums
 
     generator = torch.Generator().manual_seed(0)
     x, w, rows = (torch.rand(shape, generator=generator) - 0.5 for shape in ((8, 24, 16, 16), (16, 24, 3, 3), (64, 384)))
@@ -83,15 +85,17 @@ def digests() -> dict[str, str]:
     return {name: hashlib.sha256(y.numpy().tobytes()).hexdigest()[:12] for name, y in results.items()}
 
 
+@functools.cache
+def digests_at(name: str) -> dict[str, str]:
+    """`digests` of a process with setting `name`."""
+    code = "import json, processors; print(json.dumps(processors.digests()))"
+    line = [sys.executable, "-c", code]
+    return json.loads(subprocess.run(line, cwd=HERE, env=environment(name), capture_output=True, text=True, check=True).stdout)
+
+
 def changed(name: str) -> list[str]:
-    """Which of `digests` setting `name` changes, compared with one thread and the processor as it is."""
-    first, other = (
-        json.loads(subprocess.run(
-            [sys.executable, "-c", "import json, processors; print(json.dumps(processors.digests()))"],
-            cwd=HERE, env=environment(setting), capture_output=True, text=True, check=True,
-        ).stdout)
-        for setting in ("as it is, 1 thread", name)
-    )  # fmt: skip
+    """Which of `digests` setting `name` changes, compared with one thread of the processor as it is."""
+    first, other = digests_at(next(iter(SETTINGS))), digests_at(name)
     return [key for key in first if first[key] != other[key]]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from float_sums import ExactSums, U, Values, allowed, assert_decided, errors_spread, gradient_spread, output_spread, sum_error
+from float_sums import U, Values, allowed, assert_decided, errors_spread, gradient_spread, output_spread, sum_error
+from orders import ExactSums
 from recorded_nets import NetAdd, NetCat
 
 import qatlib.ai8x as ai8x

@@ -13,6 +13,8 @@ import sys
 import processors
 import pytest
 
+from qatlib import reference
+
 SCRIPT = """
 import json, sys, torch
 from qatlib import reference, train_pose_tiny as recipe
@@ -62,3 +64,12 @@ def test_another_processor_gives_the_accuracy_of_this_one(once, tmp_path, proces
     other = trained(tmp_path / "model_8bit.pth", processor=processor)
     print(f"PCK@0.2 here {once['pck']:.4f}, {processor} {other['pck']:.4f}, bytes equal: {other['bytes'] == once['bytes']}")
     assert abs(other["pck"] - once["pck"]) <= SAME_ACCURACY
+
+
+def test_readme_quotes_these_tolerances():
+    text = " ".join(reference.ROOT.joinpath("README.md").read_text().split())
+    assert f"PCK moves by at most {SAME_ACCURACY} then" in text
+    assert f"{reference.REEVALUATED} for the committed network, {reference.RETRAINED} for networks that are trained anew" in text
+    for name, entry in reference.load().items():
+        if name.endswith(".pck"):
+            assert entry["tolerance"] == (reference.REEVALUATED if name.startswith("pretrained") else reference.RETRAINED), name
