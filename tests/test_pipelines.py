@@ -88,7 +88,7 @@ def test_fuse_bn_layers(run):
     assert_float_output(run, call(net, run["probe_x"]), run["probe_y_fused_float"])
 
 
-def measured(run) -> tuple[ai8x.QuantizationAwareModule, dict[str, Values]]:
+def measured(run) -> tuple[torch.nn.Module, dict[str, Values]]:
     """The fused network with its histograms, and what they were made from."""
     net, outputs, spreads = run.build("s1_fused"), {}, {}
     ai8x.init_hist(net)
