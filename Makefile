@@ -25,7 +25,7 @@ help:
 	@echo "make run        train the tiny pose network in three versions, export int8, execute the notebooks into runs/"
 	@echo "                options: DATA=figures|lsp:/path  PRESET=quick|full  BITS=8|4|2|1  SEED=0"
 	@echo "make test       ruff, then all tests and every notebook"
-	@echo "make processors  the exact tests again, with float sums in the orders of other processors"
+	@echo "make processors the exact tests again, with float sums in the orders of other processors"
 	@echo "make lab        JupyterLab on notebooks/ (LAB_OPTIONS=--no-browser where there is no screen)"
 	@echo "make notebooks  write the notebooks again, with outputs"
 	@echo "make pretrained train the committed float network again"

@@ -85,8 +85,7 @@ def errors_spread(histograms, made_of: Values, first: float, z_score: float) -> 
     deviation = np.average((middles[1:] - mean) ** 2, weights=counts[1:]) ** 0.5
     spread = min(share * np.abs(middles - mean).max() / deviation, share**0.5)  # of the deviation, in widths
     beyond, reach = np.abs(middles - mean) - z_score * deviation, (1 + z_score) * off + width * (share + z_score * spread)
-    bounds = []
-    kept, doubtful = beyond < reach, np.abs(beyond) < reach
+    kept, doubtful, bounds = beyond < reach, np.abs(beyond) < reach, []
     for scale in first / 2.0 ** np.arange(statistics.CANDIDATES):
 
         def error(values, step=scale / 128):

@@ -25,7 +25,6 @@ CASES = {c["name"]: c for c in json.loads((GOLDEN / "manifest.json").read_text()
 class Run:
     def __init__(self, name):
         self.name, self.case, self.arrays = name, CASES[name], np.load(GOLDEN / CASES[name]["file"])
-        self.layers = [key.split("/")[1] for key in self.arrays.files if key.startswith("thr/") and key.endswith("/t0")]
 
     def __getitem__(self, key):
         return torch.from_numpy(self.arrays[key])
@@ -168,14 +167,10 @@ def step(net, optimizer, x, target) -> float:
     return loss.item()
 
 
-def gradients(net):
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-
-
 def test_first_gradients(run):
     net = run.build("s4_qat_init")
     step(net, sgd(run, net), *batch(run, 0))
-    recorded, found = run.state("step0_grad"), gradients(net)
+    recorded, found = run.state("step0_grad"), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     bounds = gradient_spread(run.build("s4_qat_init"), *batch(run, 0))
     assert found.keys() == recorded.keys() == bounds.keys()
     for name, grad in recorded.items():
