@@ -2,7 +2,7 @@
 #
 #   make run [DATA=figures|lsp:/path] [PRESET=quick|full] [BITS=8] [SEED=0]
 #
-# Needs GNU make and Python 3.11 or newer. Without make: the README's two pip lines, then the commands below.
+# Needs GNU make and Python 3.11 or newer. Without make: the README's lines, then the commands below.
 
 DATA ?= figures
 PRESET ?= quick
@@ -10,7 +10,7 @@ BITS ?= 8
 SEED ?= 0
 LAB_OPTIONS ?=
 
-# Notebook kernels and workers share the cores; their threads soon sleep while they wait for each other (see command_line.py).
+# Notebook kernels and workers share the cores; their threads soon sleep while they wait for each other (see qatlib/wording.py).
 export OMP_NUM_THREADS ?= 2
 export GOMP_SPINCOUNT ?= 10000
 export PYDEVD_DISABLE_FILE_VALIDATION ?= 1
@@ -34,7 +34,7 @@ help:
 	@echo "make clean      remove caches and build products; .venv and runs/ stay"
 
 run: $(READY)
-	$(PYTHON) -m qatlib.run --data "$(DATA)" --preset "$(PRESET)" --weight-bits "$(BITS)" --seed "$(SEED)"
+	$(PYTHON) -m qatcourse.run --data "$(DATA)" --preset "$(PRESET)" --weight-bits "$(BITS)" --seed "$(SEED)"
 
 test: $(READY)
 	$(PYTHON) -m ruff check .
@@ -48,18 +48,18 @@ lab: $(READY)
 	  --LabApp.news_url=None $(LAB_OPTIONS) notebooks
 
 notebooks: $(READY)
-	$(PYTHON) notebooks/make.py
+	$(PYTHON) -m qatcourse.keeper.notebooks
 
 pretrained: $(READY)
-	$(PYTHON) -m qatlib.train_pose_tiny --preset full --out runs/pretrained
+	$(PYTHON) -m qatcourse.train_pose_tiny --preset full --out runs/pretrained
 	cp runs/pretrained/float.pth data/pose_tiny_fp32.pth
 
 reference: $(READY)
-	$(PYTHON) -m qatlib.reference
-	$(PYTHON) -m qatlib.readme
+	$(PYTHON) -m qatcourse.keeper.reference
+	$(PYTHON) -m qatcourse.keeper.readme
 
 bench: $(READY)
-	$(PYTHON) -m qatlib.bench
+	$(PYTHON) tests/speed/bench.py
 
 clean:
 	rm -rf data/cache build dist .pytest_cache .ruff_cache .hypothesis
@@ -78,5 +78,5 @@ $(READY): pyproject.toml constraints.txt
 	  echo "making .venv with $$($$python --version)"; \
 	  $$python -m venv --clear .venv; \
 	}
-	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,cluster]'
+	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[course,cluster,test]'
 	@touch $@

@@ -1,27 +1,28 @@
 """Quantization-aware training for microcontrollers, to the last bit.
 
-Nothing heavy is imported here: `torch`, ONNX and the widgets load when a name that needs them is first used.
+Nothing heavy is imported here: `torch`, ONNX and the doctor load when a name that needs them is first used.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "ai8x": "qatlib.ai8x",
-    "quantize_model": "qatlib.export",
-    "quantize_checkpoint": "qatlib.export",
-    "diagnose": "qatlib.doctor",
-}
-__all__ = ["__version__", *_LAZY]
+
+def lazy(package: str, homes: dict[str, str]):
+    """(`__getattr__`, `__dir__`) of `package`, in which each name of `homes` is imported from its module on first use."""
+
+    def find(name: str):
+        if name not in homes:
+            raise AttributeError(f"{package} has no {name!r}; it offers {', '.join(sorted(homes))} and its modules")
+        module = import_module(homes[name])
+        return module if module.__name__ == f"{package}.{name}" else getattr(module, name)
+
+    return find, lambda: [*homes]
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"qatlib has no attribute {name!r}; it offers {', '.join(sorted(_LAZY))} and its sub-modules")
-    module = import_module(_LAZY[name])
-    return module if name == module.__name__.rpartition(".")[2] else getattr(module, name)
-
-
-def __dir__():
-    return __all__
+_HOMES = {
+    "ai8x": "qatlib.ai8x", "diagnose": "qatlib.doctor", "quantize_checkpoint": "qatlib.export.vendor",
+    "quantize_model": "qatlib.integer.convert",
+}  # fmt: skip
+__all__ = ["__version__", *_HOMES]
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -2,9 +2,15 @@
 
 import contextlib
 import hashlib
+import io
 import os
+import re
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+MARKER = ".qatlib"
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> Path:
@@ -36,8 +42,8 @@ def write_atomic(path: str | os.PathLike, content: bytes | str | Callable[[Path]
 
 def cannot_write(path: str | os.PathLike, problem: OSError) -> OSError:
     """`problem` with the file and the remedy in its text."""
-    text = f"cannot write {path}: {problem.strerror or problem}; free some space or choose another folder"
-    return OSError(problem.errno, text)
+    reason = os.strerror(problem.errno) if problem.errno else problem
+    return OSError(problem.errno, f"cannot write {path}: {reason}; free some space or choose another folder")
 
 
 def prepare_folder(folder: str | os.PathLike) -> Path:
@@ -45,14 +51,10 @@ def prepare_folder(folder: str | os.PathLike) -> Path:
 
     For use before long work. Raises OSError as `write_atomic` does.
     """
-    from psutil import pid_exists
-
     folder = Path(folder)
     write_atomic(folder / ".writable", b"").unlink(missing_ok=True)
-    for leftover in folder.glob(".*.tmp"):
-        writer = leftover.name.split(".")[-2]
-        if writer.isdigit() and not pid_exists(int(writer)):
-            leftover.unlink(missing_ok=True)
+    for leftover in _abandoned(folder, ".*", "tmp"):
+        leftover.unlink(missing_ok=True)
     return folder
 
 
@@ -61,10 +63,10 @@ def check_archive(path: str | os.PathLike) -> None:
 
     `torch.load` does not compare the archive's checksums; without this a flipped bit would be a slightly different network.
     """
-    import zipfile
-
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its entries are compressed, which torch.save never does")
             damaged = archive.testzip()
     except Exception as problem:  # damaged bytes raise many kinds: zip, zlib, encryption, sizes
         raise ValueError(f"{path} is truncated, damaged or no checkpoint ({problem}); train or copy it again") from problem
@@ -72,9 +74,100 @@ def check_archive(path: str | os.PathLike) -> None:
         raise ValueError(f"{path} is damaged in {damaged}; train or copy it again")
 
 
+def save(path: str | os.PathLike, content: dict) -> Path:
+    """Write what `load` reads, by `torch.save`, whole or not at all; equal content gives equal bytes."""
+    import torch
+
+    buffer = io.BytesIO()  # written straight to a file it would hold the path's name, and a full disk would raise no OSError
+    torch.save(content, buffer)
+    return write_atomic(path, buffer.getvalue())
+
+
+def load(path: str | os.PathLike) -> dict:
+    """The dict that `torch.save` wrote into `path`, on the CPU. Nothing in the file is run (`weights_only`).
+
+    Raises FileNotFoundError or ValueError, naming the file and the remedy: it is truncated, damaged, of another kind, or holds
+    Python objects or no dict.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give the path of a checkpoint (.pth or .pth.tar)")
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:
+        raise ValueError(
+            f"{path} is no checkpoint that can be read safely (truncated, of another kind, or with Python objects in it: "
+            "save its state_dict alone)"
+        ) from problem
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; give a checkpoint with a 'state_dict'")
+    return content
+
+
 def sha256(*parts: bytes) -> bytes:
     """SHA-256 (32 bytes) over the concatenation of `parts`."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def _abandoned(folder: Path, name: str, kind: str, mine: bool = False) -> list[Path]:
+    """The `.NAME.PID.KIND` (regular expressions) in `folder` whose writer PID is gone or, with `mine`, this process."""
+    from psutil import pid_exists
+
+    named = [(path, re.fullmatch(rf"\.{name}\.(\d+)\.{kind}", path.name)) for path in sorted(folder.glob(".*"))]
+    writers = [(path, int(match[1])) for path, match in named if match]
+    return [path for path, pid in writers if mine and pid == os.getpid() or not pid_exists(pid)]
+
+
+def _heal(folder: Path) -> None:
+    """Undo what killed or failed writers left beside `folder`: put the old one back if it was moved away, remove the rest."""
+    for leftover in _abandoned(folder.parent, re.escape(folder.name), "(?:new|old)", mine=True):
+        if leftover.suffix == ".old" and not folder.exists():
+            os.replace(leftover, folder)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write into an empty neighbour of `folder`, then put that in its place: a reader never sees half of it.
+
+    Its file `.qatlib` records the SHA-256 of every other one, for `recorded`. Replaced is only an empty folder, or one that this
+    function has written (it holds `.qatlib`); else FileExistsError. Raises OSError naming the folder where it cannot be written.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / MARKER).exists()):
+        raise FileExistsError(f"{folder} exists and was not written by qatlib; choose another name, or delete it first")
+    building, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        _heal(folder)
+        building.mkdir(parents=True)
+        fill(building)
+        record(building)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(building, folder)
+    except OSError as problem:
+        raise cannot_write(folder, problem) from problem
+    finally:
+        _heal(folder)
+    return folder
+
+
+def record(folder: Path) -> None:
+    """Write `.qatlib`: the SHA-256 of every other file in `folder`, in the form that `sha256sum -c .qatlib` reads."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    lines = [f"{sha256(path.read_bytes()).hex()}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / MARKER).write_text("".join(lines))
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """SHA-256 by file, as `record` wrote them. Raises ValueError for a folder without them."""
+    marker = folder / MARKER
+    lines = marker.read_text(errors="replace").splitlines() if marker.is_file() else []
+    found = {file: digest for digest, separator, file in (line.partition("  ") for line in lines) if separator}
+    if not found or not all(len(digest) == 64 for digest in found.values()):
+        raise ValueError(f"{marker} records no checksums of the folder's files; export the folder again")
+    return found

@@ -244,6 +244,15 @@ class FusedQuantize(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
+def weight_codes(weight: torch.Tensor, bit_width: int, shift: torch.Tensor) -> torch.Tensor:
+    """Integer codes (in floats) of a layer's weights or bias: clamp(round_half_up(w * 2^-shift * half), -half, half - 1).
+
+    half = 2^(bit_width-1); `shift`, shape (1,), is log2 of full scale. What `FusedWeightQuantize` does in training (tested).
+    """
+    half = 1 << bit_width - 1
+    return round_half_up(weight.detach() * torch.exp2(-shift) * half).clamp(-half, half - 1)
+
+
 class FusedWeightQuantize(torch.autograd.Function):
     """Weight and bias of a layer, fake-quantized and pre-multiplied: clamp(round_half_up(w * scale * half)) / half * gain.
 

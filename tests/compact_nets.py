@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qatlib.compact import CompactModel, pack
-from qatlib.compact_graph import output_shape, weight_shape
+from qatlib.chip.operations import output_shape, weight_shape
+from qatlib.integer.compact import CompactModel, pack
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}

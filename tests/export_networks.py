@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from qatlib.compact import CompactModel, pack
-from qatlib.compact_graph import WEIGHTED, output_shape, weight_shape
+from qatlib.chip.operations import WEIGHTED, output_shape, weight_shape
+from qatlib.integer.compact import CompactModel, pack
 
 
 class Builder:

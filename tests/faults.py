@@ -25,7 +25,7 @@ def quiet(log: str) -> None:
 
 def draw(cache: str) -> None:
     """Draw the pictures, so that no training waits for them; the imports of the server are paid here too."""
-    from qatlib.pose.data import load
+    from qatcourse.pose.data import load
 
     os.environ["QATLIB_CACHE"] = cache
     load("figures", "train", config().n_train, progress=False)
@@ -36,7 +36,7 @@ def train(out: str, log: str, cache: str, resume: bool) -> None:
     """A tiny training with QAT in the middle; `log` receives the number of every epoch that begins."""
     import torch
 
-    from qatlib import train_pose_tiny as recipe
+    from qatcourse.pose import train as recipe
 
     quiet(log)
     slow_writing()
@@ -54,14 +54,14 @@ def train(out: str, log: str, cache: str, resume: bool) -> None:
 
 
 def config():
-    from qatlib.train_pose_tiny import configure
+    from qatcourse.pose.train import configure
 
     return configure(epochs=5, start_epoch=3, n_train=32, n_test=16, batch_size=8)
 
 
 def sweep(out: str, log: str, notebook: str) -> None:
     """Four short runs, two at a time."""
-    from qatlib.sweep.__main__ import main
+    from qatcourse.sweep.__main__ import main
 
     quiet(log)
     slow_writing()
@@ -74,4 +74,4 @@ def export(checkpoint: str, folder: str, log: str) -> None:
 
     quiet(log)
     slow_writing()
-    sys.exit(main(["all", checkpoint, folder]))
+    sys.exit(main(["all", checkpoint, folder, "--network", "qatcourse.pose.model:PoseTiny"]))

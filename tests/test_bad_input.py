@@ -2,6 +2,7 @@
 lines print one sentence on standard error and exit with 2. Nothing shows a bare traceback, and no file's code is executed.
 """
 
+import importlib
 import io
 import json
 import os
@@ -21,16 +22,23 @@ from PIL import Image
 from scipy.io import savemat
 
 import qatlib
-from qatlib import ai8x, compare, export, files, integer, reference
+import qatlib.integer
+from qatcourse import train_pose_tiny
+from qatcourse.keeper import reference
+from qatcourse.labs import compare
+from qatcourse.people import crowd as figures
+from qatcourse.people import lsp
+from qatcourse.pose import data, evaluate, metrics
+from qatcourse.pose import train as recipe
+from qatcourse.pose.model import PoseTiny
+from qatcourse.sweep import grid
+from qatcourse.sweep.driver import run as sweep
+from qatlib import ai8x, export, files
 from qatlib import quantizers as q
-from qatlib import train_pose_tiny as recipe
 from qatlib.ai8x.policy import load_policy
-from qatlib.compact import CompactModel, pack, unpack
 from qatlib.doctor.__main__ import examine
-from qatlib.pose import data, evaluate, figures, lsp, metrics
-from qatlib.pose.model import PoseTiny
-from qatlib.sweep import grid
-from qatlib.sweep.driver import run as sweep
+from qatlib.integer import engine as integer
+from qatlib.integer.compact import CompactModel, pack, unpack
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 X = torch.tensor([0.5, -1.0])
@@ -125,19 +133,19 @@ CALLS = [
     (lambda: unpack(np.zeros(1, np.uint8), 4, (9,)), ValueError, r"stored as uint8 \(5,\), not as uint8 \(1,\)"),
     (lambda: CompactModel(None, {}), ValueError, "the graph is incomplete .*; export the model again"),
     (lambda: CompactModel.from_state_dict({"graph": 3, "checksum": 4}), ValueError, "graph is a int, not a NumPy array"),
-    (lambda: CompactModel.load("/no/model_8bit.pth"), FileNotFoundError, "no file /no/model_8bit.pth; export it"),
+    (lambda: CompactModel.load("/no/model_8bit.pth"), FileNotFoundError, "no file /no/model_8bit.pth; give the path"),
     (lambda: integer.Integer("/no/model_8bit.pth"), FileNotFoundError, "no file /no/model_8bit.pth"),
-    (lambda: export.quantize_model("a"), TypeError, "the model is a str; give a torch network"),
-    (lambda: export.quantize_model(NET, 3), ValueError, "bit_width is 3; use 1, 2, 4 or 8"),
-    (lambda: export.quantize_model(NET), ValueError, "conv1: its batch normalisation is not fused; call fuse_bn_layers"),
-    (lambda: export.quantize_checkpoint([1]), TypeError, r"is a list; give model.state_dict\(\)"),
+    (lambda: qatlib.integer.quantize_model("a"), TypeError, "the model is a str; give a torch network"),
+    (lambda: qatlib.integer.quantize_model(NET, 3), ValueError, "bit_width is 3; use 1, 2, 4 or 8"),
+    (lambda: qatlib.integer.quantize_model(NET), ValueError, "conv1: its batch normalisation is not fused; call fuse_bn_layers"),
+    (lambda: export.quantize_checkpoint([1]), TypeError, "the state dict is a list; give a dict"),
     (lambda: export.quantize_checkpoint(NET.state_dict()), ValueError, r"conv1: QAT was never on .*; call initiate_qat"),
-    (lambda: export.quantize_checkpoint({"epoch": 3}), ValueError, "epoch is a int, not a tensor; give"),
-    (lambda: export.compact_from_checkpoint(NET, {}), ValueError, "conv1: the checkpoint has no such layer; give"),
+    (lambda: export.quantize_checkpoint({"epoch": 3}), ValueError, "epoch of the state dict is a int, not a tensor; give"),
+    (lambda: qatlib.integer.compact_from_checkpoint(NET, {}), ValueError, "conv1: the checkpoint has no such layer; give"),
     (lambda: export.export_onnx(None, "a.onnx"), TypeError, "a NoneType cannot be exported; give"),
     (lambda: export.export_c(None, "a"), TypeError, "a NoneType cannot be exported; give"),
     (lambda: export.export_max78000(None, None, "a"), TypeError, "a NoneType cannot be exported; give"),
-    (lambda: export.check_folder("/no"), FileNotFoundError, r"no model_8bit.pth in /no; write the folder with"),
+    (lambda: export.check_folder("/no"), FileNotFoundError, r"no model_8bit.pth in /no; write it with"),
     (lambda: export.check_folder("/no", 0), ValueError, "n is 0; compare at least one"),
     # pictures and metrics
     (lambda: figures.draw(0, 0), ValueError, "n = 0 is outside 1.*; choose"),
@@ -176,14 +184,14 @@ CALLS = [
     (lambda: recipe.train(recipe.configure("smoke"), train_poses="x"), TypeError, "train_poses is a str; give a .*PoseSet"),
     (lambda: recipe.train(recipe.configure("smoke"), test_poses=[]), TypeError, "test_poses is a list; give a .*PoseSet"),
     (lambda: recipe.model_from({3: X}), ValueError, "has the key 3, which is no text; give"),
-    (lambda: recipe.model_from([X]), ValueError, "the state dict is a list; give a dict"),
+    (lambda: recipe.model_from([X]), TypeError, "the state dict is a list; give a dict"),
     (lambda: recipe.model_from({"a": 3}), ValueError, "a of the state dict is a int, not a tensor; give"),
     (lambda: recipe.model_from({"a": X.to_sparse()}), ValueError, "a of the state dict is a torch.sparse.* tensor; store dense"),
     (lambda: recipe.model_from({"a": X.to("meta")}), ValueError, "a of the state dict is a meta tensor; store dense"),
     (lambda: recipe.model_from({"a.weight_bits": X[:1]}), ValueError, r"a.weight_bits of .* is \[0.5\], which no training writes"),
-    (lambda: recipe.model_from({"a": X}), ValueError, "the state dict is not PoseTiny's; give a checkpoint"),
-    (lambda: recipe.load_model("/no.pth"), FileNotFoundError, r"no checkpoint at /no.pth; train first"),
-    (lambda: compare.compare("/no"), FileNotFoundError, r"no checkpoint at /no/float.pth; train first"),
+    (lambda: recipe.model_from({"a": X}), ValueError, "the state dict does not belong to PoseTiny; give the network"),
+    (lambda: recipe.load_model("/no.pth"), FileNotFoundError, r"no file /no.pth; give the path"),
+    (lambda: compare.compare("/no"), FileNotFoundError, r"no file /no/float.pth; give the path"),
     (lambda: reference.chosen(["accuracy"]), ValueError, "no number is called 'accuracy'; the groups are"),
     (lambda: files.write_atomic("/proc/no/file", b""), OSError, "cannot write /proc/no/file: .*choose another folder"),
     # sweeps
@@ -250,7 +258,8 @@ def export_folder(path):
 
 
 READERS = {
-    "CompactModel.load": CompactModel.load, "load_compact": export.load_compact, "Integer": integer.Integer, "examine": examine,
+    "CompactModel.load": CompactModel.load, "load_compact": qatlib.integer.load_compact,
+    "Integer": integer.Integer, "examine": examine,
     "read_checkpoint": recipe.read_checkpoint, "load_model": recipe.load_model, "check_folder": export_folder,
     "export_onnx": lambda path: export.export_onnx(path, path.with_suffix(".onnx")),
     "export_c": lambda path: export.export_c(path, path.parent / "c"),
@@ -421,13 +430,26 @@ COMMANDS = [
     ("sweep", "{long} --grid seed=1 --out {p}/s", "nnn.ipynb: File name too long"),
     ("sweep", "{nb} --grid seed=1 --scheduler garbage --out {p}/s", "scheduler is 'garbage'; write it as"),
     ("export", "all {p}/no.pth {p}/e", "no file"),
-    ("export", "all {p}/text.pth {p}/e", "is neither a compact model"),
-    ("export", "all {p}/cut.pth {p}/e", "is neither a compact model"),
-    ("export", "all {p}/empty.pth {p}/e", "is neither a compact model"),
-    ("export", "all {p}/other.pth {p}/e", "is neither a compact model"),
-    ("export", "all {p}/hostile.pth {p}/e", "is neither a compact model"),
-    ("export", "all {float} {p}/e", "conv1: its batch normalisation is not fused; call"),
-    ("export", "all {float} {p}/busy", "batch normalisation is not fused|exists and was not written by qatlib"),
+    ("export", "all {p}/text.pth {p}/e", "is no checkpoint that can be read safely|is truncated, damaged or no checkpoint"),
+    ("export", "all {p}/cut.pth {p}/e", "is no checkpoint that can be read safely|is truncated, damaged or no checkpoint"),
+    ("export", "all {p}/empty.pth {p}/e", "is no checkpoint that can be read safely|is truncated, damaged or no checkpoint"),
+    ("export", "all {p}/other.pth {p}/e", "holds no ai8x layer"),
+    ("export", "all {p}/hostile.pth {p}/e", "is no checkpoint that can be read safely|is truncated, damaged or no checkpoint"),
+    ("export", "all {float} {p}/e", "is a checkpoint; say of which network: --network"),
+    ("export", "all {float} {p}/e --network nets", "'nets' is not of the form MODULE:CLASS; give"),
+    ("export", "all {float} {p}/e --network no_such_module:Net", "no_such_module cannot be imported .ModuleNotFoundError.*; start"),
+    ("export", "all {float} {p}/e --network qatcourse.pose.model:Poser", "pose.model has no class Poser; it has PoseTiny"),
+    ("export", "all {float} {p}/e --network qatcourse.pose.model:CELL", "has no class CELL; it has PoseTiny"),
+    ("export", "all {float} {p}/e --network builtins:dict", "builtins:dict gives a dict, no torch module; name"),
+    ("export", "all {float} {p}/e --network torch.nn:Linear", "cannot be built with .*TypeError.*--arguments"),
+    ("export", "all {float} {p}/e --network torch.nn:Linear --arguments [2,3]", "does not belong to Linear; give the network"),
+    ("export", "all {float} {p}/e --network torch.nn:Linear --arguments [2,", "is no JSON .*; give"),
+    ("export", "all {float} {p}/e --network torch.nn:Linear --arguments 3", "is neither a list nor an object; give"),
+    ("export", "all {float} {p}/e --arguments [2]", "--arguments belong to --network; give both"),
+    ("export", "all {float} {p}/e --network torch.nn:Identity --input-shape 3,x", "3,x' is not C,H,W in whole numbers"),
+    ("export", "all {float} {p}/e --network torch.nn:Identity --device 84", "invalid choice: 84"),
+    ("export", "all {float} {p}/e --network qatcourse.pose.model:PoseTiny", "conv1: its batch normalisation is not fused; call"),
+    ("export", "all {float} {p}/busy --network qatcourse.pose.model:PoseTiny", "is not fused|exists and was not written by qatlib"),
     ("export", "check {p}/busy", "no model_8bit.pth in"),
     ("export", "check {p}/busy -n 0", "n is 0; compare"),
     ("export", "check {p}/busy -n many", "invalid int value: 'many'"),
@@ -442,13 +464,16 @@ COMMANDS = [
     ("doctor", "{p}/config.pth", "config.pth is not as train_pose_tiny writes it; save"),
     ("doctor", "{p}/history.pth", "history.pth is not as train_pose_tiny writes it; save"),
     ("doctor", "{p}/losses.pth", "losses.pth is not as train_pose_tiny writes it; save"),
-    ("doctor", "{p}/key.pth", "key.pth has the key 3, which is no text; save"),
+    ("doctor", "{p}/key.pth", "key.pth has the key 3, which is no text; give"),
     ("doctor", "{p}/sparse.pth", "a.op.weight of .*sparse.pth is a torch.sparse.* tensor; store dense"),
     ("doctor", "{p}/meta.pth", "a.op.weight of .*meta.pth is a meta tensor; store dense"),
     ("doctor", "{p}/bits.pth", r"a.weight_bits of .*bits.pth is 1000000000, which no training writes; train"),
     ("doctor", "{p}/two.pth", r"a.weight_bits of .*two.pth is \[0.0, 0.0\], which no training writes; train"),
     ("doctor", "{p}/bias.pth", r"a.op.bias of .*bias.pth is \[\], which no training writes; train"),
     ("doctor", "{p}/scale.pth", r"conv4.final_scale of .*scale.pth is \[1000000000.0\], which no training writes; train"),
+    ("doctor", "{float} --network torch.nn:Identity", "does not belong to Identity; give the network"),
+    ("doctor", "{float} --network qatcourse.pose.model:PoseTiny --inputs {p}/text.pth", "text.pth is no array .*; write it"),
+    ("doctor", "{float} --network qatcourse.pose.model:PoseTiny --inputs {p}/no.npy", "no.npy: No such file"),
     ("doctor", "{long}", "nnn.ipynb: File name too long"),
     ("pose.data_card", "--count 0", "n = 0 is outside 1"),
     ("pose.data_card", "--count 2 --seed -1", "seed = -1 is outside"),
@@ -456,7 +481,12 @@ COMMANDS = [
     ("pose.data_card", "--contact-sheet {p}/text.pth/a.png", "cannot write"),
     ("readme", "--chart", "unrecognized arguments: --chart"),
 ]
-MAINS = {"sweep": "sweep.__main__", "export": "export.__main__", "doctor": "doctor.__main__"}
+STARTED = {  # python -m ...
+    "train_pose_tiny": "qatcourse.train_pose_tiny", "run": "qatcourse.run", "reference": "qatcourse.keeper.reference",
+    "readme": "qatcourse.keeper.readme", "sweep": "qatcourse.sweep", "export": "qatlib.export", "doctor": "qatlib.doctor",
+    "pose.data_card": "qatcourse.people.data_card", "bench": "bench",
+}  # fmt: skip
+MAINS = {name: f"{STARTED[name]}.__main__" for name in ("sweep", "export", "doctor")}
 
 
 def arguments_of(text: str, place) -> list[str]:
@@ -474,7 +504,7 @@ def check_message(error: str, words: str, place) -> None:
 @pytest.mark.parametrize(("command", "arguments", "words"), COMMANDS, ids=[f"{c} {a}" for c, a, _ in COMMANDS])
 def test_command_lines_answer_in_one_sentence(command, arguments, words, place, capsys, monkeypatch):
     monkeypatch.delenv("QATLIB_PRESET", raising=False)
-    main = __import__(f"qatlib.{MAINS.get(command, command)}", fromlist=["main"]).main
+    main = importlib.import_module(MAINS.get(command) or STARTED[command]).main
     try:
         code = main(arguments_of(arguments, place))
     except SystemExit as ended:  # argparse
@@ -490,7 +520,7 @@ SHELL = [row for row in COMMANDS if row[1] in ("--weight-bits 3", "--count 0", "
 
 @pytest.mark.parametrize(("command", "arguments", "words"), SHELL)
 def test_the_same_from_a_shell(command, arguments, words, place):
-    line = [sys.executable, "-m", f"qatlib.{command}", *arguments_of(arguments, place)]
+    line = [sys.executable, "-m", STARTED[command], *arguments_of(arguments, place)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and not done.stdout.strip()
     check_message(done.stderr, words, place)
@@ -498,7 +528,7 @@ def test_the_same_from_a_shell(command, arguments, words, place):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', "\0", "{}"])
 def test_readme_with_a_damaged_table_of_numbers_stays_as_it_was(content, tmp_path, monkeypatch, capsys):
-    from qatlib import readme
+    from qatcourse.keeper import readme
 
     (tmp_path / "reference.json").write_text(content)
     (tmp_path / "README.md").write_text("<!-- chip -->\nold\n<!-- end chip -->\n")
@@ -541,7 +571,7 @@ def test_half_of_what_torchrun_sets_is_refused(variables, words, monkeypatch, ca
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert recipe.main(["--out", str(tmp_path / "out")]) == 2
+    assert train_pose_tiny.main(["--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("train_pose_tiny: ") and words in error and "; start several processes with torchrun" in error
     assert error.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -557,7 +587,7 @@ def test_too_many_test_pictures_are_refused_before_training_pictures_are_drawn(m
 def test_run_on_a_full_disk_names_the_file(monkeypatch, tmp_path, capsys):
     import papermill
 
-    from qatlib import run
+    from qatcourse import run
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -578,10 +608,10 @@ def test_photographs_that_cannot_be_opened_are_named(monkeypatch, tmp_path, caps
 
     with monkeypatch.context() as patch:
         patch.setattr(lsp, "open", refuse, raising=False)
-        assert recipe.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
+        assert train_pose_tiny.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
     assert f"cannot read {folder}/joints.mat: Permission denied; copy it again" in capsys.readouterr().err
     monkeypatch.setattr(type(folder), "iterdir", refuse)
-    assert recipe.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
+    assert train_pose_tiny.main(["--data", f"lsp:{folder}", "--out", str(tmp_path / "out")]) == 2
     assert f"cannot read {folder}/images: Permission denied; copy it again" in capsys.readouterr().err
 
 
@@ -609,7 +639,7 @@ def test_an_interrupt_is_one_sentence_and_130(command, function, arguments, monk
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    module = __import__(f"qatlib.{MAINS.get(command, command)}", fromlist=["main"])
+    module = importlib.import_module(MAINS.get(command) or STARTED[command])
     monkeypatch.setattr(module, function, interrupt)
     assert module.main(arguments.split()) == 130
     captured = capsys.readouterr()
@@ -617,7 +647,7 @@ def test_an_interrupt_is_one_sentence_and_130(command, function, arguments, monk
 
 
 def test_ctrl_c_in_a_shell_shows_no_traceback():
-    line = [sys.executable, "-m", "qatlib.pose.data_card", "--count", "200000"]
+    line = [sys.executable, "-m", "qatcourse.people.data_card", "--count", "200000"]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # tests in a background job inherit deaf ears
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
     begun = ""

@@ -2,7 +2,7 @@
 
 Needs Chromium (Debian: apt-get install chromium). Without it these tests are skipped, or fail where QATLIB_BROWSER_REQUIRED=1
 says that they must not be, as in CI. Screenshots go to runs/screenshots. Slider times are printed, not asserted;
-`python tests/latency.py` measures every widget of every lesson.
+`python tests/speed/latency.py` measures every widget of every lesson.
 """
 
 import os
@@ -38,7 +38,7 @@ def browser():
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("course") / "notebooks"
-    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "qatcourse"))
     with server(folder, tmp_path_factory.mktemp("lab")) as (address, token):
         yield address, token, folder
 

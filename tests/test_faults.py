@@ -19,13 +19,14 @@ import faults
 import pytest
 import torch
 
-from qatlib import train_pose_tiny as recipe
-from qatlib.compact import CompactModel
+from qatcourse import train_pose_tiny
+from qatcourse.pose import train as recipe
+from qatcourse.sweep.store import checksum
 from qatlib.files import prepare_folder, write_atomic
-from qatlib.sweep.store import checksum
+from qatlib.integer.compact import CompactModel
 
 NOTEBOOK = Path(__file__).parent / "data" / "sweep_tiny.ipynb"
-PRELOAD = ["faults", "qatlib.train_pose_tiny", "qatlib.sweep.__main__", "qatlib.sweep.worker", "qatlib.export.check", "onnx"]
+PRELOAD = ["faults", "qatcourse.pose.train", "qatcourse.sweep.__main__", "qatcourse.sweep.worker", "qatlib.export.check", "onnx"]
 KILLS = {"training": 12, "sweep": 4, "export": 4}
 
 
@@ -34,7 +35,7 @@ def server(tmp_path_factory):
     """Starts a child: `server(function, *arguments)` gives the running process."""
     patch = pytest.MonkeyPatch()
     patch.setenv("OMP_NUM_THREADS", "1")
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
 
@@ -227,7 +228,7 @@ def test_training_that_cannot_write_says_one_sentence(tmp_path, monkeypatch, cap
     (tmp_path / "checkpoint.pth").write_bytes(b"old")
     monkeypatch.setattr(os, "replace", refuse(getattr(errno, error)))
     monkeypatch.setattr(recipe, "load", lambda *_, **__: pytest.fail("work began before the folder was tried"))
-    assert recipe.main(["--out", str(tmp_path), "--epochs", "2"]) == 2
+    assert train_pose_tiny.main(["--out", str(tmp_path), "--epochs", "2"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("train_pose_tiny: cannot write ") and message.count("\n") == 1 and "Traceback" not in message
     assert (tmp_path / "checkpoint.pth").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -236,7 +237,7 @@ def test_training_that_cannot_write_says_one_sentence(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("below", ["file/out", "../../../../../proc/out"])
 def test_training_into_an_impossible_folder_is_refused_at_once(tmp_path, capsys, below):
     (tmp_path / "file").write_text("a file")
-    assert recipe.main(["--out", str(tmp_path / "file" / "out") if "file" in below else "/proc/out", "--epochs", "2"]) == 2
+    assert train_pose_tiny.main(["--out", str(tmp_path / "file" / "out") if "file" in below else "/proc/out", "--epochs", "2"]) == 2
     assert "cannot write" in capsys.readouterr().err
 
 
@@ -282,7 +283,7 @@ def test_no_corrupt_checkpoint_is_read_as_good(reference, tmp_path):
             middle = len(content) * (number + 1) // 14
             damaged[middle : middle + 64] = bytes(64 - i for i in range(64))
         (tmp_path / "checkpoint.pth").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"checkpoint\.pth is .*(damaged|not a readable checkpoint)"):
+        with pytest.raises(ValueError, match=r"checkpoint\.pth is .*(damaged|read safely)"):
             recipe.train(faults.config(), tmp_path, resume=True, progress=False)
 
 
@@ -319,12 +320,12 @@ def test_an_interrupt_before_the_first_epoch_ends_is_passed_on(monkeypatch, tmp_
     interrupted_in(monkeypatch, "train_epoch", 0)
     with pytest.raises(KeyboardInterrupt):
         recipe.train(faults.config(), progress=False)
-    assert recipe.main(["--n-train", "32", "--n-test", "16", "--epochs", "2", "--out", str(tmp_path)]) == 130
+    assert train_pose_tiny.main(["--n-train", "32", "--n-test", "16", "--epochs", "2", "--out", str(tmp_path)]) == 130
     assert "before the end of the first epoch" in capsys.readouterr().err
 
 
 def test_an_export_that_was_moved_away_and_never_replaced_comes_back(tmp_path):
-    from qatlib.export.source import write_folder
+    from qatlib.files import write_folder
 
     dead, alive = tmp_path / f".out.{2**22 + 1}.old", tmp_path / f".out.{os.getppid()}.new"
     dead.mkdir()

@@ -19,15 +19,16 @@ from compact_nets import convolution, graph, linear, random_tensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from qatcourse import train_pose_tiny
+from qatcourse.pose import train as recipe
+from qatcourse.pose.train import read_checkpoint
 from qatlib import ai8x
-from qatlib import train_pose_tiny as recipe
 from qatlib.ai8x.policy import QATPolicy, load_policy
-from qatlib.compact import CompactModel
 from qatlib.doctor.__main__ import main as examine
-from qatlib.doctor.__main__ import read as read_for_doctor
-from qatlib.export.checkpoint import quantize_checkpoint
+from qatlib.export.vendor import quantize_checkpoint
+from qatlib.files import load as read_for_doctor
+from qatlib.integer.compact import CompactModel
 from qatlib.quantizers import IntRange, affine_params, dequantize, fake_quantize, quantize, symmetric_scale
-from qatlib.train_pose_tiny import read_checkpoint
 
 
 def fuzz(examples: int):
@@ -360,7 +361,7 @@ def test_the_checkpoint_that_is_changed_below_is_a_good_one(scratch, trained_fil
         torch.save(content, folder / "checkpoint.pth")
         assert answer(examine, [str(folder / "checkpoint.pth")], "doctor") in (0, 1)
     torch.save(trained_files[0], folder / "checkpoint.pth")
-    assert answer(recipe.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") == 0
+    assert answer(train_pose_tiny.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") == 0
     assert recipe.read_checkpoint(folder / "final.pth")["history"] == trained_files[0]["history"]
 
 
@@ -370,7 +371,7 @@ def test_a_changed_checkpoint_is_resumed_or_refused_in_one_sentence(scratch, tra
     folder = scratch / "resumed"
     folder.mkdir(exist_ok=True)
     torch.save(changed(data, trained_files[0]), folder / "checkpoint.pth")
-    assert answer(recipe.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") in (0, 2)
+    assert answer(train_pose_tiny.main, [*SETTINGS, "--resume", "--out", str(folder)], "train_pose_tiny") in (0, 2)
 
 
 @fuzz(150)
@@ -378,7 +379,8 @@ def test_a_changed_checkpoint_is_resumed_or_refused_in_one_sentence(scratch, tra
 def test_the_doctor_examines_a_changed_checkpoint_or_says_why_not(scratch, trained_files, data):
     content = data.draw(st.sampled_from(trained_files[1]), label="file")
     torch.save(changed(data, content), scratch / "patient.pth")
-    assert answer(examine, [str(scratch / "patient.pth")], "doctor") in (0, 1, 2)
+    network = data.draw(st.sampled_from([[], ["--network", "qatcourse.pose.model:PoseTiny"]]), label="network")
+    assert answer(examine, [str(scratch / "patient.pth"), *network], "doctor") in (0, 1, 2)
 
 
 @fuzz(200)

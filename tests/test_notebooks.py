@@ -11,15 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qatlib.lessons import LESSONS as LESSONS_OF_THE_MAP
+from qatcourse.keeper import notebooks as make
+from qatcourse.keeper.lessons import LESSONS as LESSONS_OF_THE_MAP
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 PATHS = LESSONS + SOLUTIONS
-sys.path.insert(0, str(FOLDER))
-import make  # noqa: E402
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 lessons = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -76,7 +75,7 @@ def test_first_code_cell_prints_versions_and_seeds(path):
 @every
 def test_outputs_are_stored_in_order_and_without_errors(path):
     code = cells(path, "code")
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run notebooks/make.py"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run make notebooks"
     assert outputs(path) and not any(output.output_type == "error" for output in outputs(path))
 
 
@@ -168,7 +167,7 @@ def test_a_lesson_and_the_map_name_the_same_minutes_and_prerequisites(path):
 
 
 def test_make_refuses_an_unknown_lesson():
-    ran = subprocess.run([sys.executable, FOLDER / "make.py", "77"], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-m", "qatcourse.keeper.notebooks", "77"], capture_output=True, text=True)
     assert ran.returncode == 2 and "no lesson starts with 77" in ran.stderr
 
 
@@ -207,7 +206,7 @@ def test_make_leaves_a_failing_notebook_as_it_was(tmp_path):
 
 def test_make_runs_stores_and_gives_the_same_bytes_again(tmp_path):
     path = tmp_path / "98_runs.ipynb"
-    source = "from qatlib import viz, widgets\nviz.show(*viz.staircase())\nprint(6 * 7)"
+    source = "from qatcourse import viz\nfrom qatcourse.viz import widgets\nviz.show(*viz.staircase())\nprint(6 * 7)"
     question = "widgets.predict('Which?', ['a', 'b'], 'b', 'Because.')"
     made = [nbformat.v4.new_code_cell(text, id=f"98-{i}") for i, text in enumerate((source, question))]
     path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=made)))

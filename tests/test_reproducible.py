@@ -13,12 +13,13 @@ import sys
 import processors
 import pytest
 
-from qatlib import reference
+from qatcourse.keeper import reference
 
 SCRIPT = """
 import json, sys, torch
-from qatlib import reference, train_pose_tiny as recipe
-from qatlib.export import quantize_model
+from qatcourse.keeper import reference
+from qatcourse.pose import train as recipe
+from qatlib.integer import quantize_model
 
 config = recipe.configure("smoke", n_train=512, n_test=500, epochs=1, start_epoch=0, seed=int(sys.argv[2]))
 result = recipe.train(config, init=recipe.read_checkpoint(reference.PRETRAINED)["state_dict"], progress=False)

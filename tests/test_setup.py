@@ -4,25 +4,25 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from imported import canonical, closure, imports
 from packaging.requirements import Requirement
 from rattler import MatchSpec, Version
 
-from qatlib.command_line import SHORT_SPIN, interruptible
-from qatlib.sweep.worker import environment
+from qatcourse.sweep.worker import environment
+from qatlib.wording import SHORT_SPIN, command
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line.strip() and line[0] != "#"]
 BASH, MAKE = shutil.which("bash"), shutil.which("make")
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pip_arguments() -> tuple[str, str]:
@@ -43,8 +43,64 @@ def test_every_dependency_has_a_pin_inside_its_range(extra):
     pins = {canonical(pin.name): next(iter(pin.specifier)).version for pin in PINS}
     for text in PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]:
         wanted = Requirement(text)
+        if wanted.name == PROJECT["name"]:
+            assert wanted.extras <= set(PROJECT["optional-dependencies"])
+            continue
         assert canonical(wanted.name) in pins, f"{wanted.name} has no pin in constraints.txt"
         assert wanted.specifier.contains(pins[canonical(wanted.name)]), f"the pin of {wanted} is outside its range"
+
+
+def test_the_readme_installs_what_the_makefile_installs():
+    constraints, editable = pip_arguments()
+    assert f"pip install -c {constraints} -e '{editable}'" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/README.md", "notebooks/ROOMS.md", "notebooks/STYLE.md"])
+def test_links_lead_to_files_and_commands_to_modules(name):
+    text = (ROOT / name).read_text()
+    links = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
+    modules = set(re.findall(r"python -m ((?:qatlib|qatcourse)[\w.]*)", text))
+    assert [module for module in modules if find_spec(module) is None] == []
+    scripts = re.findall(r"python (tests/[\w/]+\.py)", text)
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def needed(extras: tuple[str, ...]) -> set[str]:
+    """The installed distributions that the project needs with these extras."""
+    texts, found = list(PROJECT["dependencies"]), {}
+    for extra in extras:
+        texts += PROJECT["optional-dependencies"][extra]
+    for wanted in map(Requirement, texts):
+        if wanted.name == PROJECT["name"]:
+            found |= dict.fromkeys(needed(tuple(wanted.extras)))
+        else:
+            found |= closure(str(wanted))
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("qatlib", ("export",)), ("notebooks", ("cluster",)), ("tests", ("cluster", "test"))]
+)
+def test_what_a_folder_imports_is_what_its_extras_install(folder, extras):
+    """Or what comes with it: nbclient with papermill, IPython with JupyterLab."""
+    own = {"qatlib", "qatcourse", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    names = {name.partition(".")[0] for path in (ROOT / folder).rglob("*.py") for _, name in imports(path.read_text(), path.stem)}
+    sources, installed = packages_distributions(), needed(extras)
+    foreign = {name: {canonical(source) for source in sources.get(name, [name])} for name in names - own - sys.stdlib_module_names}
+    drawing = {"matplotlib"} if folder == "qatlib" else set()  # only Fit.plot, which names the extra that it needs
+    assert {name for name, possible in foreign.items() if not possible & installed} == drawing
+
+
+def test_the_map_counts_what_an_extra_adds():
+    """Other versions need other packages: up to three more or less. Those of s3 are not installed here."""
+    text = (ROOT / "notebooks" / "ROOMS.md").read_text()
+    told = {name: int(count) for name, count in re.findall(r"^\| `(?:'\.\[)?([\w .]+?)(?:\]')?` \|[^|]*\| (\d+)", text, re.M)}
+    before = {"pip install .": None, "export": (), "course": (), "cluster": ("course",), "test": ("cluster",)}
+    assert [*told] == [*before][:4] + ["s3", "test"]
+    for name, others in before.items():
+        added = needed(()) if others is None else needed((*others, name)) - needed(others)
+        assert abs(told[name] - len(added)) <= 3, (name, len(added))
 
 
 def test_environment_yml_installs_what_the_makefile_installs():
@@ -68,7 +124,7 @@ def test_environment_yml_installs_what_the_makefile_installs():
 
 def test_commands_and_sweeps_let_waiting_threads_sleep_unless_the_environment_says_otherwise(monkeypatch):
     seen = []
-    main = interruptible("test")(lambda arguments: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    main = command("test")(lambda arguments: seen.append(os.environ["GOMP_SPINCOUNT"]))
     for own in (None, "77"):
         monkeypatch.setenv("GOMP_SPINCOUNT", own) if own else monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
         seen.append(environment(1)["GOMP_SPINCOUNT"])
@@ -128,7 +184,7 @@ def test_make_installs_only_when_a_version_list_changed(tmp_path, target):
 def test_make_run_passes_its_options_on(tmp_path):
     folder = project(tmp_path)
     plain = make(folder, "-n", "run").stdout
-    assert '-m qatlib.run --data "figures" --preset "quick" --weight-bits "8" --seed "0"' in plain
+    assert '-m qatcourse.run --data "figures" --preset "quick" --weight-bits "8" --seed "0"' in plain
     chosen = make(folder, "-n", "run", "DATA=lsp:/my photos", "PRESET=full", "BITS=4", "SEED=7").stdout
     assert '--data "lsp:/my photos" --preset "full" --weight-bits "4" --seed "7"' in chosen
 

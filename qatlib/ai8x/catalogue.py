@@ -5,19 +5,9 @@
 
 from torch import nn
 
-from qatlib.ai8x import device as target
+from qatlib.ai8x import legality
+from qatlib.ai8x import mode as target
 from qatlib.ai8x.layer import QuantizationAwareModule
-from qatlib.ai8x.legality import (
-    check_channels,
-    check_common,
-    check_conv1d,
-    check_conv2d,
-    check_linear,
-    check_pooling,
-    check_something_to_do,
-    let_through,
-    warn,
-)
 
 _POOLS = {(1, "Max"): nn.MaxPool1d, (1, "Avg"): nn.AvgPool1d, (2, "Max"): nn.MaxPool2d, (2, "Avg"): nn.AvgPool2d}
 _OPERATIONS = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Conv1d: "conv1d"}
@@ -26,8 +16,8 @@ _OPERATIONS = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.C
 def _warned(op: nn.Module) -> nn.Module:
     """`op`, after a warning for everything about it that the vendor lets through although the chip cannot run it."""
     c_in, c_out = op.in_channels, op.out_channels
-    for rule, remedy in let_through(_OPERATIONS[type(op)], op.kernel_size, op.stride, op.dilation, op.groups, c_in, c_out):
-        warn(f"{rule}: {remedy}")
+    for rule, remedy in legality.let_through(_OPERATIONS[type(op)], op.kernel_size, op.stride, op.dilation, op.groups, c_in, c_out):
+        legality.warn(f"{rule}: {remedy}")
     return op
 
 
@@ -50,16 +40,16 @@ class Conv2d(QuantizationAwareModule):
                  pool_dilation=1, stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
                  weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
         chip, pool_stride = target.dev.device, pool_size if pool_stride is None else pool_stride
-        check_common(activation, wide, batchnorm, bias)
-        check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
+        legality.check_common(activation, wide, batchnorm, bias)
+        legality.check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
         module = None
-        check_something_to_do(pooling, op and kernel_size)
+        legality.check_something_to_do(pooling, op and kernel_size)
         if op is not None and kernel_size is not None:
             if op not in ("Conv2d", "ConvTranspose2d"):
                 raise ValueError(f"op={op!r} is unknown; use 'Conv2d', 'ConvTranspose2d' or None")
-            check_channels(in_channels, out_channels, groups)
+            legality.check_channels(in_channels, out_channels, groups)
             transposed = op == "ConvTranspose2d"
-            check_conv2d(chip, transposed, kernel_size, stride, padding, dilation, groups, pooling)
+            legality.check_conv2d(chip, transposed, kernel_size, stride, padding, dilation, groups, pooling)
             cls, extra = (nn.ConvTranspose2d, {"output_padding": 1}) if transposed else (nn.Conv2d, {})
             module = _warned(cls(in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=padding,
                                  dilation=dilation, bias=bool(bias), groups=groups, **extra))  # fmt: skip
@@ -104,13 +94,13 @@ class Conv1d(QuantizationAwareModule):
                  stride=1, padding=0, dilation=1, bias=True, activation=None, wide=False, batchnorm=None,
                  weight_bits=None, bias_bits=None, quantize_activation=False, groups=1, eps=1e-5, momentum=0.05):  # fmt: skip
         chip, pool_stride = target.dev.device, pool_size if pool_stride is None else pool_stride
-        check_common(activation, wide, batchnorm, bias)
-        check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
+        legality.check_common(activation, wide, batchnorm, bias)
+        legality.check_pooling(chip, pooling, pool_size, pool_stride, pool_dilation)
         module = None
-        check_something_to_do(pooling, kernel_size)
+        legality.check_something_to_do(pooling, kernel_size)
         if kernel_size is not None:
-            check_channels(in_channels, out_channels, groups)
-            check_conv1d(chip, in_channels, kernel_size, stride, padding, dilation, groups)
+            legality.check_channels(in_channels, out_channels, groups)
+            legality.check_conv1d(chip, in_channels, kernel_size, stride, padding, dilation, groups)
             module = _warned(nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias)))
         super().__init__(
             pooling, activation, wide, weight_bits, bias_bits, quantize_activation,
@@ -129,8 +119,8 @@ class Linear(QuantizationAwareModule):
                  weight_bits=None, bias_bits=None, quantize_activation=False):  # fmt: skip
         if pooling is not None or batchnorm is not None:
             raise ValueError(f"Linear has neither pooling ({pooling!r}) nor batch norm ({batchnorm!r}); use another layer")
-        check_common(activation, wide, None, True)
-        check_linear(in_features, out_features)
+        legality.check_common(activation, wide, None, True)
+        legality.check_linear(in_features, out_features)
         op = nn.Linear(in_features, out_features, bias=bias is True)
         super().__init__(None, activation, wide, weight_bits, bias_bits, quantize_activation, op=op)
 
@@ -165,7 +155,8 @@ def _named(name: str, parent: type, init, doc: str) -> type:
 def _forgotten(name: str, parent: type) -> type:
     def __init__(self, *args, **kwargs):
         if "activation" not in kwargs:
-            warn(f"{name} has no activation, as the vendor's has none: pass activation='Abs' for one, activation=None for none")
+            remedy = "pass activation='Abs' for one, activation=None for none"
+            legality.warn(f"{name} has no activation, as the vendor's has none: {remedy}")
         super(cls, self).__init__(*args, **{"batchnorm": "Affine", **kwargs})
 
     doc = f"`{parent.__name__}` with batchnorm='Affine' and, as the vendor's, NO activation; activation='Abs' gives the name's."

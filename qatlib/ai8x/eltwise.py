@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from qatlib.ai8x import device as target
+from qatlib.ai8x import mode as target
 
 
 class Eltwise(nn.Module):

@@ -1,5 +1,7 @@
 """The graph of a network: which calls its `forward` makes, in which order, and what each reads (by torch.fx)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +67,19 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def trace(model: nn.Module, input_shape: tuple | None = None) -> Graph:
     """The execution graph of `model`, ai8x layers and element-wise operations being single nodes.
 
@@ -94,7 +109,7 @@ def trace(model: nn.Module, input_shape: tuple | None = None) -> Graph:
 def _called(n: fx.Node, modules: dict) -> str:
     if n.op == "call_module":
         return type(modules[n.target]).__name__
-    return getattr(n.target, "__name__", str(n.target))
+    return n.args[1] if n.target is getattr else getattr(n.target, "__name__", str(n.target))
 
 
 def _unique_names(graph: fx.Graph, modules: dict) -> dict[fx.Node, str]:
@@ -113,7 +128,7 @@ def _unique_names(graph: fx.Graph, modules: dict) -> dict[fx.Node, str]:
 def _inputs(n: fx.Node, names: dict, called: str = "") -> list[str]:
     if called in _DESCRIBES or called.endswith("_like") or called.startswith("new_"):
         return []
-    if called == "getattr" and n.args[1] not in _TENSORS:
+    if n.target is getattr and called not in _TENSORS:
         return []
     found: list[str] = []
     fx.map_arg(n.args[:1] if called in _FIRST_ALONE else (n.args, n.kwargs), lambda a: found.append(names[a]))
@@ -137,29 +152,28 @@ def _node(n: fx.Node, names: dict, modules: dict) -> Node:
 
 
 def _with_shapes(traced: fx.GraphModule, names: dict, nodes: list[Node], input_shape: tuple) -> list[Node]:
-    shapes = input_shape if input_shape and isinstance(input_shape[0], (tuple, list)) else (input_shape,)
+    inputs = [n for n in traced.graph.nodes if n.op == "placeholder" and not n.args]
+    shapes = input_shape if input_shape and isinstance(input_shape[0], (tuple, list)) else (input_shape,) * len(inputs)
     if not all(shape and all(isinstance(n, int) and n > 0 for n in shape) for shape in shapes):
         raise ValueError(f"input_shape is {tuple(input_shape)}; give whole numbers above 0, (C, H, W) without batch")
+    if len(shapes) != len(inputs):
+        raise ValueError(f"input_shape {input_shape} is of {len(shapes)} inputs, the network has {len(inputs)}; give each one")
     like = next(traced.parameters(), torch.empty(0))
     found: dict[str, tuple] = {}
 
     class Recorder(fx.Interpreter):
         def run_node(self, n):
             value = super().run_node(n)
-            if isinstance(value, torch.Tensor):
-                found[names[n]] = tuple(value.shape[1:])
+            first = value[0] if isinstance(value, (tuple, list)) and value else value  # what split and chunk give
+            if isinstance(first, torch.Tensor):
+                found[names[n]] = tuple(first.shape[1:])
             return value
 
-    training = [m for m in traced.modules() if m.training]
-    traced.eval()
     try:
-        with torch.no_grad():
+        with evaluating(traced):
             Recorder(traced).run(*(torch.zeros(1, *shape, device=like.device) for shape in shapes))
-    except RuntimeError as problem:
-        reason = str(problem).splitlines()[0]
+    except Exception as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"the network does not accept inputs of shape {tuple(input_shape)} (without batch): {reason}") from None
-    finally:
-        for m in training:
-            m.training = True
     tensors = [node for node in nodes if node.name in found]
     return [replace(n, shape=found[n.name], inputs=tuple(i for i in n.inputs if i in found)) for n in tensors]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qatlib.ai8x import device as target
-from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, round_half_up, straight_through
+from qatlib.ai8x import mode as target
+from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, round_half_up, straight_through, weight_codes
 
 SHIFT_LIMIT = 15
 _FUNCTIONS = {nn.Conv2d: F.conv2d, nn.Conv1d: F.conv1d}
@@ -148,13 +148,8 @@ class QuantizationAwareModule(nn.Module):
             raise ValueError("this layer has no quantized weight (weight_bits 0); call initiate_qat first")
         if target.dev.simulate:
             raise ValueError("in simulate the weights are integer codes already; read op.weight, or set_device(simulate=False)")
-        scale = torch.exp2(-self.weight_shift())
-
-        def codes(t, b):
-            half = 1 << (b - 1)
-            return None if t is None else round_half_up(t.detach() * scale * half).clamp(-half, half - 1)
-
-        return codes(self.op.weight, bits), codes(self.op.bias, bias_bits)
+        bias, shift = self.op.bias, self.weight_shift()
+        return weight_codes(self.op.weight, bits, shift), None if bias is None else weight_codes(bias, bias_bits, shift)
 
     # --- forward ------------------------------------------------------------------------------------------------------
 

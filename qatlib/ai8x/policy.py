@@ -15,9 +15,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qatlib.messages import short
+from qatlib.wording import short
 
 BITS = (1, 2, 4, 8)
+_SETTINGS = {  # what is valid, its type, what to choose
+    "weight_bits": (lambda bits: bits in BITS, int, "1, 2, 4 or 8"),
+    "shift_quantile": (lambda share: 0 < share <= 1, float, "a number above 0, at most 1 (usual: 0.98 to 1.0)"),
+    "outlier_removal_z_score": (lambda z: 0 < z < 1e30, float, "a number above 0 (usual: 2 to 8)"),
+    "start_epoch": (lambda epoch: 0 <= epoch < 2**31 and epoch == int(epoch), int, "a whole number of at least 0"),
+}
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -83,20 +89,19 @@ def _read_yaml(path: Path):
 def _checked(values, where: str, required: tuple[str, ...]) -> QATPolicy:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} holds {short(values)}; it must be keys and values such as 'weight_bits: 8'")
-    _check_keys(values, where, ("weight_bits", "shift_quantile", "outlier_removal_z_score", "start_epoch", "overrides"))
+    _check_keys(values, where, (*_SETTINGS, "overrides"))
     for key in required:
         if values.get(key) is None:
             raise ValueError(f"{where} lacks {short(key)}; add {key}: {8 if key == 'weight_bits' else 10}")
-    bits = _bits(values["weight_bits"], where)
-    quantile = _quantile(values.get("shift_quantile", 1.0), where)
+    bits, quantile = _setting(values, "weight_bits", where), _setting(values, "shift_quantile", where, 1.0)
     overrides = values.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ValueError(f"overrides of {where} is {short(overrides)}; it must map layer names to settings")
     return QATPolicy(
         weight_bits=bits,
         shift_quantile=quantile,
-        outlier_removal_z_score=_z_score(values.get("outlier_removal_z_score", 8.0), where),
-        start_epoch=_epoch(values.get("start_epoch"), where),
+        outlier_removal_z_score=_setting(values, "outlier_removal_z_score", where, 8.0),
+        start_epoch=None if values.get("start_epoch") is None else _setting(values, "start_epoch", where),
         overrides={str(k): _override(v, f"override {short(k)} of {where}", bits, quantile) for k, v in overrides.items()},
     )
 
@@ -105,7 +110,7 @@ def _override(entry, where: str, bits: int, quantile: float) -> tuple[int, float
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} is {short(entry)}; write it as {{weight_bits: 4}}")
     _check_keys(entry, where, ("weight_bits", "shift_quantile"))
-    return _bits(entry.get("weight_bits", bits), where), _quantile(entry.get("shift_quantile", quantile), where)
+    return _setting(entry, "weight_bits", where, bits), _setting(entry, "shift_quantile", where, quantile)
 
 
 def _check_keys(values: Mapping, where: str, known: tuple[str, ...]) -> None:
@@ -118,29 +123,9 @@ def _check_keys(values: Mapping, where: str, known: tuple[str, ...]) -> None:
         warnings.warn(f"{where} has the key {short(key)}, which is unknown and ignored; known are {', '.join(known)}", stacklevel=4)
 
 
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _bits(value, where: str) -> int:
-    if not _number(value) or value not in BITS:
-        raise ValueError(f"weight_bits of {where} is {short(value)}; choose 1, 2, 4 or 8")
-    return int(value)
-
-
-def _quantile(value, where: str) -> float:
-    if not _number(value) or not 0 < value <= 1:
-        raise ValueError(f"shift_quantile of {where} is {short(value)}; choose a number above 0, at most 1 (usual: 0.98 to 1.0)")
-    return float(value)
-
-
-def _z_score(value, where: str) -> float:
-    if not _number(value) or not 0 < value < 1e30:
-        raise ValueError(f"outlier_removal_z_score of {where} is {short(value)}; choose a number above 0 (usual: 2 to 8)")
-    return float(value)
-
-
-def _epoch(value, where: str) -> int | None:
-    if value is not None and (not _number(value) or not 0 <= value < 2**31 or value != int(value)):
-        raise ValueError(f"start_epoch of {where} is {short(value)}; choose a whole number of at least 0")
-    return None if value is None else int(value)
+def _setting(values: Mapping, key: str, where: str, default=None):
+    """The value of `key`, checked and as the right type of number."""
+    (valid, kind, advice), value = _SETTINGS[key], values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
+        raise ValueError(f"{key} of {where} is {short(value)}; choose {advice}")
+    return kind(value)

@@ -8,13 +8,15 @@ import warnings
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
-from qatlib.ai8x import device as target
+from qatlib.ai8x import mode as target
 from qatlib.ai8x.eltwise import Eltwise
+from qatlib.ai8x.graph import evaluating, trace, unwrap
 from qatlib.ai8x.layer import QuantizationAwareModule
 from qatlib.ai8x.policy import QATPolicy, load_policy
-from qatlib.ai8x.scales import apply_scales, trace, unwrap
+from qatlib.ai8x.scales import apply_scales
 from qatlib.ai8x.statistics import init_hist, init_threshold, release_hist
 
 
@@ -70,16 +72,10 @@ def pre_qat(model: nn.Module, train_loader, qat_policy, progress: bool = False, 
     if not vendor_exact:
         _refuse_second(model)
     trace(model)  # a network that cannot be traced is refused before the long pass
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
+    with evaluating(model):
         sample, before = _measure(model, train_loader, policy, progress, vendor_exact)
-        with torch.no_grad():
-            apply_scales(model, vendor_exact)
-            after = model(sample)
-    finally:
-        for m in training:
-            m.training = True
+        apply_scales(model, vendor_exact)
+        after = model(sample)
     if not vendor_exact:
         _warn_if_changed(before, after)
 
@@ -89,13 +85,12 @@ def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exac
     device, sample, output = next(model.parameters()).device, None, None
     init_hist(model)
     try:
-        with torch.no_grad():
-            for batch in tqdm(train_loader, desc="activation statistics", disable=not progress, leave=False):
-                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-                sample = _checked_input(inputs).to(device)
-                if not vendor_exact and not target.dev.simulate:
-                    _check_range(sample)
-                output = _output(model, sample)
+        for batch in tqdm(train_loader, desc="activation statistics", disable=not progress, leave=False):
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            sample = _checked_input(inputs).to(device)
+            if not vendor_exact and not target.dev.simulate:
+                _check_range(sample)
+            output = _output(model, sample)
         if sample is None:
             raise ValueError("train_loader gave no batch; give it data (an iterator that was used up needs to be made again)")
         init_threshold(model, policy.outlier_removal_z_score, vendor_exact)
@@ -156,10 +151,7 @@ def _warn_if_changed(before, after) -> None:
 
 def _tensors(output) -> list[torch.Tensor]:
     """The tensors in what a network returns; numbers, None and other objects beside them do not matter."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
-    return [t for part in parts for t in _tensors(part)]
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def initiate_qat(m: nn.Module, qat_policy, export: bool = False) -> None:
@@ -173,10 +165,11 @@ def initiate_qat(m: nn.Module, qat_policy, export: bool = False) -> None:
     for name, layer in found.items():
         bits, quantile = policy.for_layer(name)
         layer.init_module(bits, bits, True, True, quantile, export)
-    _clamp_sums(m, True)
+    clamp_sums(m, True)
 
 
-def _clamp_sums(m: nn.Module, on: bool) -> None:
+def clamp_sums(m: nn.Module, on: bool) -> None:
+    """Switch the clamps of all element-wise operations on or off."""
     for module in m.modules():
         if isinstance(module, Eltwise):
             module.set_clamp(on)
@@ -191,7 +184,7 @@ def update_model(m: nn.Module, vendor_exact: bool = False) -> None:
     for layer in layers(m).values():
         layer.set_functions()
     if layers(m) and not vendor_exact:
-        _clamp_sums(m, any(layer.weight_bits.item() for layer in layers(m).values()))
+        clamp_sums(m, any(layer.weight_bits.item() for layer in layers(m).values()))
 
 
 def update_optimizer(m: nn.Module, optimizer: torch.optim.Optimizer, vendor_exact: bool = False) -> torch.optim.Optimizer:

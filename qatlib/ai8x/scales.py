@@ -13,8 +13,6 @@ from qatlib.ai8x.eltwise import Add, Sub
 from qatlib.ai8x.graph import Graph, Node, trace, unwrap
 from qatlib.ai8x.layer import QuantizationAwareModule
 
-__all__ = ["Graph", "Node", "apply_scales", "trace", "unwrap"]
-
 _PLAIN_OPS = {f"{op}{d}d" for op in ("Conv", "ConvTranspose", "conv", "conv_transpose") for d in (1, 2, 3)} | {"Linear", "linear"}
 _PLAIN_SUMS = {"add", "sub", "iadd", "isub", "add_", "sub_"}
 

@@ -8,23 +8,25 @@
 """
 
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from qatlib.ai8x import device
-from qatlib.doctor.measure import Layer, measure
-from qatlib.doctor.rules import LESSONS, Case, Finding, findings
+from qatlib.ai8x import mode as device
+from qatlib.doctor.measure import Measured, measure
+from qatlib.doctor.rules import LESSONS, Finding, findings
+from qatlib.wording import columns
 
-__all__ = ["Diagnosis", "Finding", "Layer", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "Measured", "diagnose"]
 
 
 @dataclass
 class Diagnosis:
     """`layers`: one row of facts each; `findings`: problems first, then notes; shown as a table with a plain verdict."""
 
-    layers: list[Layer]
+    layers: list[Measured]
     findings: list[Finding]
     measured: bool  # with an input; else from the parameters alone
 
@@ -39,12 +41,11 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         notes = len(self.findings) - len(self.problems)
-        extra = f" ({notes} note{'s' if notes > 1 else ''})" if notes else ""
-        scope = "" if self.measured else ", as far as parameters tell (no input was given)"
+        extra = f" ({_counted(notes, 'note')})" if notes else ""
         if self.healthy:
-            return f"healthy{scope}{extra}"
+            return f"healthy{'' if self.measured else ', as far as parameters tell (no input was given)'}{extra}"
         names = ", ".join(dict.fromkeys(finding.name for finding in self.problems))
-        return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}: {names}{extra}"
+        return f"{_counted(len(self.problems), 'problem')}: {names}{extra}"
 
     def found(self, name: str) -> bool:
         """Is there a problem called `name`, such as 'input range'?"""
@@ -54,36 +55,36 @@ class Diagnosis:
         """The table as text: one dict of column name to cell for each layer."""
         return [_cells(layer) for layer in self.layers]
 
+    def sentences(self) -> list[str]:
+        """One for each kind of finding; the layers that share it are named together, with the first one's numbers."""
+        kinds = {}
+        for finding in self.findings:
+            kinds.setdefault((finding.name, finding.problem, finding.remedy, bool(finding.layer)), []).append(finding)
+        return [_sentence(alike) for alike in kinds.values()]
+
     def __str__(self) -> str:
         rows = self.rows()
-        names = list(rows[0])
-        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
-        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
-                 for line in [names, *([row[name] for name in names] for row in rows)]]  # fmt: skip
-        return "\n".join([*lines, "", f"Verdict: {self.verdict}.", *(f"- {line}" for line in _lines(self.findings))])
+        table = columns([rows[0], *(row.values() for row in rows)])
+        return "\n".join([table, "", f"Verdict: {self.verdict}.", *(f"- {sentence}" for sentence in self.sentences())])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = self.rows()
-        head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>' for name in rows[0])
-        body = "".join("<tr>" + "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row.values()) + "</tr>"
-                       for row in rows)  # fmt: skip
+        head, body = _html('th scope="col"', rows[0]), "".join(_html("td", row.values()) for row in rows)
         colour, mark = ("#0072B2", "&#10003;") if self.healthy else ("#D55E00", "&#10007;")
-        verdict = f"<b>{mark} {html.escape(self.verdict)}</b>"
-        said = "".join(f"<li>{html.escape(line)}</li>" for line in _lines(self.findings))
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f'<p style="border-left:5px solid {colour};padding-left:8px">{verdict}</p><ul>{said}</ul>'
-        )
+        said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self.sentences())
+        verdict = f'<p style="border-left:5px solid {colour};padding-left:8px"><b>{mark} {self.verdict}</b></p>'
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{verdict}<ul>{said}</ul>"
 
 
-def _lines(found: list[Finding]) -> list[str]:
-    """One sentence for each kind of finding; the layers that share it are named together, with the first one's numbers."""
-    kinds = {}
-    for finding in found:
-        kinds.setdefault((finding.name, finding.problem, finding.remedy, bool(finding.layer)), []).append(finding)
-    return [_sentence(alike) for alike in kinds.values()]
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
+def _html(tag: str, cells: Iterable[str]) -> str:
+    """A row of a table; `tag` is td, or th with its attributes."""
+    return "<tr>" + "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag[:2]}>' for cell in cells) + "</tr>"
 
 
 def _sentence(alike: list[Finding]) -> str:
@@ -95,27 +96,27 @@ def _sentence(alike: list[Finding]) -> str:
     return f"{kind}{first.name}{where}: {first.text}{others}. Remedy: {first.remedy}. Lesson {LESSONS[first.lesson]}."
 
 
-def _cells(row: Layer) -> dict[str, str]:
-    def share(value):
-        return "-" if value is None else f"{value:.1%}"
+def _cells(row: Measured) -> dict[str, str]:
+    def shown(value, form=""):
+        return "-" if value is None else f"{value:{form}}"
 
-    weights = row.weight_codes is not None
+    shift, used = (None, None) if row.integers else (row.shift, row.range_used)
     return {
         "layer": row.name,
         "QAT": ("clamp on" if row.clamped else "no clamp") if row.kind == "sum" else "on" if row.on else "off",
-        "bits": str(row.bits) if row.bits else "-",
+        "bits": shown(row.bits or None),
         "input range": "-" if row.low is None else f"{row.low:.3g}..{row.high:.3g}",
-        "off grid": share(row.off_grid),
-        "saturated": share(row.saturated),
-        "levels": "-" if row.levels is None else str(row.levels),
-        "weight codes": f"{row.weight_codes}/{2**row.bits}" if weights else "-",
-        "range used": "-" if row.range_used is None or row.integers else f"{row.range_used:.0%}",
-        "shift": "-" if row.shift is None or row.integers else f"{int(row.shift):+d}",
+        "off grid": shown(row.off_grid, ".1%"),
+        "saturated": shown(row.saturated, ".1%"),
+        "levels": shown(row.levels),
+        "weight codes": "-" if row.weight_codes is None else f"{row.weight_codes}/{2**row.bits}",
+        "range used": shown(used, ".0%"),
+        "shift": shown(shift, "+d"),
         "threshold": f"{row.threshold:g}",
         "batch norm": "left" if row.batch_norm else "-",
         "dead channels": "-" if row.dead is None else f"{row.dead}/{row.channels}",
         "output": "wide" if row.wide else "8 bit" if row.on or row.clamped else "float",
-        "head scale": f"{2**-row.shift:g}" if row.wide and row.on and row.shift is not None and not row.integers else "-",
+        "head scale": f"{2**-shift:g}" if row.wide and row.on and shift is not None else "-",
     }
 
 
@@ -141,5 +142,5 @@ def diagnose(model: nn.Module, x: torch.Tensor | None = None, history=None) -> D
     if not any(row.kind == "layer" for row in rows):
         raise ValueError("this network has no ai8x layer with weights; build it from qatlib.ai8x layers")
     losses = [float(row["loss"] if isinstance(row, dict) else row) for row in history or []]
-    case = Case(rows, x, output if isinstance(output, torch.Tensor) else None, callable(getattr(model, "head_gain", None)), losses)
-    return Diagnosis(rows, findings(case), x is not None)
+    found = findings(rows, x, output, callable(getattr(model, "head_gain", None)), losses)
+    return Diagnosis(rows, found, x is not None)

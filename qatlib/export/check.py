@@ -3,184 +3,172 @@
 `export_all` fills a folder, `check_folder` proves that its files are as they were written and runs them (see `engines`).
 """
 
-import io
 import os
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
-from qatlib.compact import CompactModel
-from qatlib.export.engines import C_FOLDER, CHECKPOINT, CHIP_FOLDER, ENGINES, ONNX, Engine
-from qatlib.export.source import answer_rows, as_compact, recorded, sample_codes, write_folder
-from qatlib.files import sha256, write_atomic
+from qatlib.ai8x.graph import unwrap
+from qatlib.export import engines
+from qatlib.export.c_project import export_c
+from qatlib.export.engines import Engine
+from qatlib.export.max78000 import export_max78000
+from qatlib.export.network import hint, tensors, with_state
+from qatlib.export.onnx_graph import export_onnx
+from qatlib.files import load, recorded, save, sha256, write_folder
+from qatlib.integer.compact import CompactModel
+from qatlib.integer.convert import compact_from_checkpoint, integers
+from qatlib.integer.quantized import QuantizedModel, save_compact
+from qatlib.integer.source import answer_rows, as_compact, sample_codes
+from qatlib.wording import columns
 
-COMPACT = "model_8bit.pth"
-READERS = {
-    COMPACT: "qatlib.export.load_compact, qatlib.integer, torch.load",
-    ONNX: "ONNX Runtime and other ONNX engines",
-    CHECKPOINT: "qatlib.train_pose_tiny.load_model",
-    C_FOLDER: "any C99 compiler: make check",
-    CHIP_FOLDER: "the vendor's ai8xize.py, see its README.md",
-}
+COMPACT, CHECKPOINT, ONNX, C, CHIP = "model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "max78000"
 
 
 @dataclass(frozen=True)
-class Written:
-    """One result of `export_all`: `file` in the folder, its size in bytes (of all files, for a folder), and what reads it."""
+class Part:
+    """A file or folder that `export_all` writes: what reads it, and which engine `check_folder` runs on it, with `run`.
+
+    `absent`: how the sentence begins that says why a folder is without it; `size`: bytes (of all files), once it is written.
+    """
 
     file: str
-    size: int
     reader: str
+    engine: str
+    run: Callable | None = None
+    absent: str = "the folder was written"
+    size: int = 0
 
 
-def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = None, input_shape=None) -> list[Written]:
+PARTS = (
+    Part(COMPACT, "qatlib.integer.load_compact, torch.load", "NumPy integers (ref.)"),
+    Part(CHECKPOINT, "your own network, in torch", "torch, fake-quantized", engines.run_torch,
+         "the folder was written from integers,"),
+    Part(ONNX, "ONNX Runtime and other ONNX engines", "ONNX Runtime", engines.run_onnx),
+    Part(C, "any C99 compiler: make check", "C, gcc -O3", engines.run_project),
+    Part(CHIP, "the vendor's ai8xize.py, see its README.md", "MAX78000 known answer", engines.run_chip,
+         "the network does not fit the chip, so the folder was written"),
+)  # fmt: skip
+
+
+def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = None, input_shape=None) -> list[Part]:
     """Write every form of `model` into `folder`, whole or not at all; the list says what was written.
 
-    `model`: a trained network, or the path of a checkpoint of train_pose_tiny or of a compact file. `sample`: int8 codes
-    (N, *input_shape), the pictures of the known-answer tests. A network that does not fit the chip gets everything but the
-    synthesis inputs; the last row then says why. Raises as `quantize_model` and `export_c` do.
+    `model`: a trained network, a compact model, or the path of a compact file. `sample`: int8 codes (N, *input_shape), the
+    pictures of the known-answer tests. Without the package onnx everything else is written, and for a network that does
+    not fit the chip everything but the synthesis inputs; the last rows say why. Raises as `quantize_model` and `export_c` do.
     """
-    from qatlib.export.c_project import export_c
-    from qatlib.export.max78000 import export_max78000
-    from qatlib.export.onnx_graph import export_onnx
-
-    network = read_model(model)
-    compact, refused = as_compact(network, input_shape), []
+    compact, refused = as_compact(model, input_shape), []
 
     def fill(target: Path) -> None:
-        _save_compact(compact, target / COMPACT)
-        _save_checkpoint(network, target / CHECKPOINT)
-        export_onnx(compact, target / ONNX)
-        export_c(compact, target / C_FOLDER, sample)
+        save_compact(compact, target / COMPACT)
+        _save_checkpoint(model, target / CHECKPOINT)
         try:
-            export_max78000(compact, None if sample is None else sample_codes(compact, sample)[0], target / CHIP_FOLDER)
+            export_onnx(compact, target / ONNX)
+        except ImportError as problem:
+            refused.append(replace(PARTS[2], file=f"{ONNX} (not written)", reader=str(problem)))
+        export_c(compact, target / C, sample)
+        try:
+            export_max78000(compact, None if sample is None else sample_codes(compact, sample)[0], target / CHIP)
         except ValueError as problem:
-            refused.append(str(problem))
+            refused.append(replace(PARTS[-1], file=f"{CHIP} (not written)", reader=str(problem)))
 
     folder = write_folder(folder, fill)
-    rows = [Written(name, _size(folder / name), reader) for name, reader in READERS.items() if (folder / name).exists()]
-    return [*rows, *(Written(f"{CHIP_FOLDER} (not written)", 0, reason) for reason in refused)]
+    return [*(replace(part, size=size(folder / part.file)) for part in PARTS if (folder / part.file).exists()), *refused]
 
 
-def read_model(model):
-    """A path's content: the network of a train_pose_tiny checkpoint, or a compact model. Anything else is returned as it is."""
-    if not isinstance(model, (str, os.PathLike)):
-        return model
-    from qatlib.train_pose_tiny import load_model
+def from_checkpoint(path: str | os.PathLike, network: nn.Module | None, input_shape=None):
+    """What `export_all` takes, from a file: a compact model, or `network` with the weights of a checkpoint, in QAT or integer.
 
-    try:
-        return CompactModel.load(model)
-    except ValueError as no_compact:
-        try:
-            return load_model(model)
-        except (ValueError, RuntimeError, KeyError) as no_checkpoint:
-            reason = str(no_checkpoint).splitlines()[0]
-            raise ValueError(f"{model} is neither a compact model ({no_compact}) nor a checkpoint ({reason})") from None
-
-
-def _save_compact(compact: CompactModel, path: Path) -> None:
-    from qatlib.export.quantized import QuantizedModel
-
-    QuantizedModel(compact).save(path)
+    Raises ValueError for a checkpoint without its network, and for what belongs to another one.
+    """
+    content = load(path)
+    if "graph" in content:
+        return CompactModel.load(path)
+    state = tensors(content, str(path))
+    if network is None:
+        raise ValueError(f"{path} is a checkpoint; say of which network: {hint(content)} (importing a module runs it)")
+    if integers(state):
+        return compact_from_checkpoint(network, state, input_shape)
+    return with_state(network, state, str(path))
 
 
 def _save_checkpoint(network, path: Path) -> None:
-    """Of a PoseTiny only: its class is known when the folder is checked."""
-    import torch
-
-    from qatlib.pose.model import PoseTiny
-
-    if isinstance(network, PoseTiny):
-        content = {"epoch": 0, "config": {}, "state_dict": {key: value.cpu() for key, value in network.state_dict().items()}}
-        buffer = io.BytesIO()  # torch.save writes a path's name into the file; this way the same network gives the same bytes
-        torch.save(content, buffer)
-        write_atomic(path, buffer.getvalue())
+    """Of a torch network in QAT; it says which class to build, so that the folder's check can ask for it."""
+    if not isinstance(network, nn.Module) or isinstance(network, QuantizedModel):
+        return
+    root = unwrap(network)
+    content = {"epoch": 0, "config": {}, "network": f"{type(root).__module__}:{type(root).__qualname__}"}
+    content["state_dict"] = {key: value.cpu() for key, value in root.state_dict().items()}
+    save(path, content)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
-def table(rows: list[Written]) -> str:
+def table(rows: list[Part]) -> str:
     """The summary of `export_all`: file, bytes, what reads it."""
-    width = max(len(row.file) for row in rows)
-    return "\n".join(f"{row.file:<{width}}  {row.size:>12,}  {row.reader}" for row in rows)
+    return columns((row.file, f"{row.size:>12,}", row.reader) for row in rows)
 
 
-def pictures(model: CompactModel, n: int) -> np.ndarray:
-    """n inputs, int8: both extremes and noise; for PoseTiny every second one is a drawn person of the test set."""
+def pictures(model: CompactModel, n: int, network=None) -> np.ndarray:
+    """n inputs, int8: both extremes and noise; every second one what `network.sample_inputs` gives, where it has that."""
     codes = sample_codes(model, None, n)
-    if model.graph["arch"] == "PoseTiny" and n > 3:
-        from qatlib.pose.data import load, to_codes
-
-        drawn = to_codes(load("figures", "test", n // 2, progress=False).images)
-        codes[-len(drawn) :] = drawn
+    if hasattr(network, "sample_inputs") and n > 3:
+        typical = (network.sample_inputs(n // 2) * 128).round().clamp(-128, 127).to(torch.int8).numpy()
+        codes[-len(typical) :] = typical
     return codes
 
 
 def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[Engine]:
     """Run every engine of `folder` on the same n pictures, and count the outputs that differ from the NumPy integers.
 
-    `model`: the torch network the folder was made from, where it is no PoseTiny. Times are one picture's, on one core, in
-    blocks of 16 (C: one by one). An engine whose files were deleted is listed as missing. Raises FileNotFoundError for a folder
-    without model_8bit.pth, ValueError for n below 1 and, naming the file, for one that is not as it was written.
+    `model`: the torch network (its class, built as it was for training), which then gets the folder's checkpoint; without either
+    torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one). An engine whose files were deleted
+    is listed as missing. Raises FileNotFoundError for a folder without model_8bit.pth, ValueError for n below 1 and, naming the
+    file, for one that is not as it was written.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n is {n!r}; compare at least one picture")
     folder = Path(folder)
     if not (folder / COMPACT).is_file():
-        raise FileNotFoundError(f"no {COMPACT} in {folder}; write the folder with: python -m qatlib.export all CHECKPOINT {folder}")
-    compact = CompactModel.load(folder / COMPACT)
-    written = recorded(folder)
-    gone = _missing(folder, written)
-    codes = pictures(compact, n)
-    begin = time.perf_counter()
-    reference = answer_rows(compact, codes)
-    results = [Engine("NumPy integers (ref.)", n, reference.size, 0, 1e3 * (time.perf_counter() - begin) / n)]
-    for name, (part, run) in ENGINES.items():
-        if part in gone:
-            results.append(Engine(name, 0, 0, 0, note=f"{gone[part]}; export the folder again", missing=True))
-        elif not any(_part(file) == part for file in written) and (part != CHECKPOINT or model is None):
-            results.append(Engine(name, 0, 0, 0, note=NOT_WRITTEN[part]))
+        raise FileNotFoundError(f"no {COMPACT} in {folder}; write it with: python -m qatlib.export all CHECKPOINT {folder}")
+    compact, written = CompactModel.load(folder / COMPACT), recorded(folder)
+    _check_unchanged(folder, written)
+    codes = pictures(compact, n, model)
+    reference, milliseconds = engines.timed(lambda block: answer_rows(compact, block), codes)
+    results = [Engine(PARTS[0].engine, n, reference.size, 0, milliseconds)]
+    for part in PARTS[1:]:
+        files = [file for file in written if file.partition("/")[0] == part.file]
+        if not files:
+            results.append(Engine(part.engine, note=f"{part.absent} without {part.file}"))
+        elif gone := [file for file in files if not (folder / file).is_file()]:
+            results.append(Engine(part.engine, note=f"{gone[0]}; export the folder again", missing=True))
         else:
-            results.append(_compared(name, run(folder, compact, codes, model), reference, n))
+            results.append(_compared(part.engine, part.run(folder / part.file, compact, codes, model), reference))
     return results
 
 
-NOT_WRITTEN = {
-    CHECKPOINT: "no checkpoint.pth, which is written for PoseTiny only; give check_folder(..., model=the network)",
-    ONNX: "the folder was written without model.onnx",
-    C_FOLDER: "the folder was written without c",
-    CHIP_FOLDER: "the network does not fit the chip, so the folder was written without max78000",
-}
-
-
-def _part(file: str) -> str:
-    return file.partition("/")[0]
-
-
-def _missing(folder: Path, written: dict[str, str]) -> dict[str, str]:
-    """The first deleted file of each part of `folder`. Raises ValueError for a file that is not as it was written."""
-    gone: dict[str, str] = {}
-    for file, digest in written.items():
-        path = folder / file
-        if not path.is_file():
-            gone.setdefault(_part(file), file)
-        elif sha256(path.read_bytes()).hex() != digest:
+def _check_unchanged(folder: Path, written: dict[str, str]) -> None:
+    """Raise ValueError for a file that is not as it was written; a deleted one is a matter of its engine."""
+    for path, digest in ((folder / file, digest) for file, digest in written.items()):
+        if path.is_file() and sha256(path.read_bytes()).hex() != digest:
             raise ValueError(f"{path} was edited or damaged after it was written; export the folder again")
-    return gone
 
 
-def _compared(name: str, outcome, reference: np.ndarray, n: int) -> Engine:
-    """`outcome`: a reason for not running, an `Engine`, or (rows of outputs, milliseconds a picture)."""
+def _compared(name: str, outcome, reference: np.ndarray) -> Engine:
+    """`outcome`: a reason for not running, or (rows of outputs, milliseconds a picture[, right rows if not `reference`])."""
     if isinstance(outcome, str):
-        return Engine(name, 0, 0, 0, note=outcome)
-    if isinstance(outcome, Engine):
-        return outcome
-    rows, milliseconds = outcome
-    if rows.shape != reference.shape:
-        shapes = f"{rows.shape[1]} outputs a picture, the network has {reference.shape[1]}"
+        return Engine(name, note=outcome)
+    rows, milliseconds, *own = outcome
+    wanted = own[0] if own else reference
+    if rows.shape != wanted.shape:
+        shapes = f"{rows.shape[1]} outputs a picture, the network has {wanted.shape[1]}"
         raise ValueError(f"{name}: {shapes}; the file belongs to another network, export the folder again")
-    return Engine(name, n, reference.size, int((rows != reference).sum()), milliseconds)
+    return Engine(name, len(rows), rows.size, int((rows != wanted).sum()), milliseconds)

@@ -11,15 +11,21 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from qatlib.compact import CompactModel
-from qatlib.compact_graph import WEIGHTED
-from qatlib.export.source import answer_rows, sample_codes
+from qatlib.chip.operations import WEIGHTED
+from qatlib.export.max78000 import arch_name
+from qatlib.export.network import hint, tensors, with_state
+from qatlib.files import load
+from qatlib.integer.compact import CompactModel, pack
+from qatlib.integer.convert import stored_codes
+from qatlib.integer.source import answer_rows, sample_codes
+from qatlib.wording import need
 
-ONNX, CHECKPOINT, C_FOLDER, CHIP_FOLDER = "model.onnx", "checkpoint.pth", "c", "max78000"
 BLOCK = 16
 
 
@@ -31,9 +37,9 @@ class Engine:
     """
 
     name: str
-    pictures: int
-    outputs: int
-    differing: int
+    pictures: int = 0
+    outputs: int = 0
+    differing: int = 0
     milliseconds: float | None = None
     note: str = ""
     missing: bool = False
@@ -70,8 +76,6 @@ def _rows(outputs, count: int) -> np.ndarray:
 
 def torch_runner(network, compact: CompactModel):
     """A function from int8 codes (N, *input_shape) to the integers that `network`, a QAT network in torch, stands for."""
-    import torch
-
     network = network.eval()
     device = next(network.parameters()).device
     exponents = [output["exponent"] for output in compact.graph["outputs"]]
@@ -86,16 +90,14 @@ def torch_runner(network, compact: CompactModel):
     return run
 
 
-def _torch(folder: Path, compact: CompactModel, codes: np.ndarray, model):
-    import torch
-
+def run_torch(path: Path, compact: CompactModel, codes: np.ndarray, model):
+    content = load(path)
     if model is None:
-        from qatlib.train_pose_tiny import load_model
-
-        model = load_model(folder / CHECKPOINT)
-        for name, parameter in model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise ValueError(f"{folder / CHECKPOINT}: {name} holds NaN or infinity; export a sound checkpoint again")
+        return f"which network it is must be said: {hint(content)}"
+    model = with_state(copy.deepcopy(model), tensors(content, str(path)), str(path))
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity; export a sound checkpoint again")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,8 +107,11 @@ def _torch(folder: Path, compact: CompactModel, codes: np.ndarray, model):
 
 
 def onnx_runner(path: Path, compact: CompactModel):
-    """A function from int8 codes to the integers that ONNX Runtime computes from `path`, on one thread."""
-    import onnxruntime
+    """A function from int8 codes to the integers that ONNX Runtime, on one thread, computes from `path`. ImportError without it."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as problem:
+        raise need("onnxruntime", "export") from problem
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -116,9 +121,11 @@ def onnx_runner(path: Path, compact: CompactModel):
     return lambda block: _rows(session.run(names, {"codes": block}), len(block))
 
 
-def _onnx(folder: Path, compact: CompactModel, codes: np.ndarray, _):
-    with _reading(folder / ONNX):
-        return timed(onnx_runner(folder / ONNX, compact), codes)
+def run_onnx(path: Path, compact: CompactModel, codes: np.ndarray, _):
+    if find_spec("onnxruntime") is None:
+        return str(need("onnxruntime", "export"))
+    with _reading(path):
+        return timed(onnx_runner(path, compact), codes)
 
 
 def compiler() -> str | None:
@@ -144,55 +151,34 @@ def run_c(program: Path, codes: np.ndarray) -> tuple[np.ndarray, float]:
         return np.fromfile(found, np.int32).reshape(len(codes), -1), float(ran.stdout.split(",")[1].split()[0])
 
 
-def _c(folder: Path, compact: CompactModel, codes: np.ndarray, _):
+def run_project(folder: Path, compact: CompactModel, codes: np.ndarray, _):
     if compiler() is None:
         return "no C compiler; install gcc"
     with tempfile.TemporaryDirectory() as temporary:
-        compile_c(folder / C_FOLDER, Path(temporary) / "network")
+        compile_c(folder, Path(temporary) / "network")
         return run_c(Path(temporary) / "network", codes)
 
 
-def _chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
+def run_chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
     """The integers of the synthesis inputs (checkpoint and sample) against the expected ones beside them."""
-    forms = ("*.pth.tar", "sample_*.npy", "expected_*.npy")
-    stored, sample, expected = (_only(folder / CHIP_FOLDER, form) for form in forms)
-    model = synthesis_model(compact, stored)
-    with _reading(sample):
+    arch = arch_name(compact)
+    model = synthesis_model(compact, folder / f"{arch}.pth.tar")
+    with _reading(sample := folder / f"sample_{arch}.npy"):
         picture = sample_codes(model, np.load(sample).reshape(model.graph["input_shape"]))  # a vector is stored as (C, 1, 1)
-    with _reading(expected):
-        wanted = np.load(expected)
-        rows = answer_rows(model, picture)[0]
-        differing = int((rows.reshape(wanted.shape) != wanted).sum())
-    return Engine("MAX78000 known answer", 1, rows.size, differing)
-
-
-def _only(folder: Path, form: str) -> Path:
-    found = sorted(folder.glob(form))
-    if len(found) != 1:
-        raise ValueError(f"{folder} holds {len(found)} files {form} where one belongs; export the folder again")
-    return found[0]
+    rows = answer_rows(model, picture)
+    with _reading(expected := folder / f"expected_{arch}.npy"):
+        return rows, None, np.load(expected).reshape(rows.shape)
 
 
 def synthesis_model(compact: CompactModel, path: Path) -> CompactModel:
     """`compact`'s graph with the weights, biases, bits and shifts of the vendor's checkpoint `path` instead of its own."""
-    import torch
-
-    from qatlib.compact import pack
-    from qatlib.export.convert import stored_codes
-
-    graph, tensors = copy.deepcopy(compact.graph), {}
+    graph, packed = copy.deepcopy(compact.graph), {}
     with _reading(path):
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         for op in (op for op in graph["ops"] if op["kind"] in WEIGHTED):
             layer = stored_codes(op["layer"], state)
             op |= {"weight_bits": layer.bits, "output_shift": layer.shift}
-            tensors[f"{op['layer']}.weight"] = pack(layer.weight, layer.bits)
+            packed[f"{op['layer']}.weight"] = pack(layer.weight, layer.bits)
             if layer.bias is not None:
-                tensors[f"{op['layer']}.bias"] = layer.bias
-        return CompactModel(graph, tensors)
-
-
-ENGINES = {
-    "torch, fake-quantized": (CHECKPOINT, _torch), "ONNX Runtime": (ONNX, _onnx), "C, gcc -O3": (C_FOLDER, _c),
-    "MAX78000 known answer": (CHIP_FOLDER, _chip),
-}  # fmt: skip
+                packed[f"{op['layer']}.bias"] = layer.bias
+        return CompactModel(graph, packed)

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from qatlib.compact import CompactModel
-from qatlib.compact_graph import WEIGHTED, pooled_shape
+from qatlib.chip.operations import WEIGHTED, pooled_shape
 from qatlib.files import write_atomic
+from qatlib.integer.compact import CompactModel
+from qatlib.integer.source import as_compact, check_accumulators
+from qatlib.wording import need
 
 OPSET = 17
 ZERO = 128  # the zero point of every uint8 tensor
 
 
-class Graph:
+class Nodes:
     """Collects nodes and constants. `add` returns the name of the node's result, so that calls can be nested."""
 
     def __init__(self):
@@ -69,11 +71,12 @@ def export_onnx(model, path: str | os.PathLike, input_shape: tuple[int, ...] | N
 
     Input `codes`: int8 (N, *input_shape). One output an output of the model, called as its operation: int8 codes, or
     int32 for a wide layer. The file's metadata hold each output's exponent: real value = integer · 2^exponent.
-    Raises OverflowError where a sum may exceed 32 bits.
+    Raises OverflowError where a sum may exceed 32 bits, ImportError without the package onnx.
     """
-    import onnx
-
-    from qatlib.export.source import as_compact, check_accumulators
+    try:
+        import onnx
+    except ModuleNotFoundError as problem:
+        raise need("onnx", "export") from problem
 
     compact = as_compact(model, input_shape)
     check_accumulators(compact)
@@ -86,7 +89,7 @@ def build(model: CompactModel):
     """The ONNX `ModelProto` of a compact model."""
     from onnx import TensorProto, helper
 
-    graph, shape = Graph(), model.graph["input_shape"]
+    graph, shape = Nodes(), model.graph["input_shape"]
     values = {"input": graph.cast(graph.plus(graph.cast("codes", "INT32"), ZERO), "UINT8")}
     wide = set()
     for op in model.ops:
@@ -99,7 +102,7 @@ def build(model: CompactModel):
         result = values[name] if name in wide else graph.cast(graph.plus(graph.cast(values[name], "INT32"), -ZERO), "INT8")
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
         dtype = TensorProto.INT32 if name in wide else TensorProto.INT8
-        outputs.append(helper.make_tensor_value_info(name, dtype, ["N", *_shape(model, name)]))
+        outputs.append(helper.make_tensor_value_info(name, dtype, ["N", *model.shape(name)]))
     codes = helper.make_tensor_value_info("codes", TensorProto.INT8, ["N", *shape])
     network = helper.make_graph(graph.nodes, model.graph["arch"], [codes], outputs, list(graph.constants.values()))
     proto = helper.make_model(network, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="qatlib")
@@ -107,7 +110,7 @@ def build(model: CompactModel):
     return proto
 
 
-def _operation(graph: Graph, model: CompactModel, op: dict, operands: list[str]) -> str:
+def _operation(graph: Nodes, model: CompactModel, op: dict, operands: list[str]) -> str:
     kind, x = op["kind"], operands[0]
     if kind == "concat":
         return graph.add("Concat", *operands, axis=1)
@@ -115,7 +118,7 @@ def _operation(graph: Graph, model: CompactModel, op: dict, operands: list[str])
         return graph.add("Flatten", x, axis=1)
     if kind in ("add", "sub"):
         return _elementwise(graph, kind, operands)
-    shape = _shape(model, op["inputs"][0])
+    shape = model.shape(op["inputs"][0])
     if op["pool"]:
         x = _pool(graph, op["pool"], x, shape[0])
     if kind not in WEIGHTED:
@@ -124,12 +127,7 @@ def _operation(graph: Graph, model: CompactModel, op: dict, operands: list[str])
     return acc if op["wide"] else _narrow(graph, op, acc)
 
 
-def _shape(model: CompactModel, name: str) -> tuple[int, ...]:
-    shapes = {"input": model.graph["input_shape"], **{op["name"]: op["shape"] for op in model.ops}}
-    return tuple(shapes[name])
-
-
-def _elementwise(graph: Graph, kind: str, operands: list[str]) -> str:
+def _elementwise(graph: Nodes, kind: str, operands: list[str]) -> str:
     """Codes add up with their zero points; one zero point must remain, and one saturation at the end."""
     total = graph.cast(operands[0], "INT32")
     for operand in operands[1:]:
@@ -139,7 +137,7 @@ def _elementwise(graph: Graph, kind: str, operands: list[str]) -> str:
     return graph.cast(graph.clip(total, 0, 255), "UINT8")
 
 
-def _pool(graph: Graph, how: dict, x: str, channels: int) -> str:
+def _pool(graph: Nodes, how: dict, x: str, channels: int) -> str:
     if how["type"] == "max":
         return graph.add("MaxPool", x, kernel_shape=how["size"], strides=how["stride"], dilations=how["dilation"])
     ones = graph.constant(np.ones((channels, 1, *how["size"])), np.float32)
@@ -154,25 +152,24 @@ def _pool(graph: Graph, how: dict, x: str, channels: int) -> str:
     return graph.cast(graph.plus(mean, ZERO), "UINT8")
 
 
-def _accumulate(graph: Graph, model: CompactModel, op: dict, x: str, shape: tuple[int, ...]) -> str:
+def _accumulate(graph: Nodes, model: CompactModel, op: dict, x: str, shape: tuple[int, ...]) -> str:
     """int32 accumulators: products of uint8 with zero points 128, and the bias on the accumulator's grid."""
     weight, bias, zero = model.weight(op["layer"]).astype(np.int32) + ZERO, model.bias(op["layer"]), graph.constant(ZERO, np.uint8)
     if op["kind"] == "linear":
         acc = graph.add("MatMulInteger", x, graph.constant(weight.T, np.uint8), zero, zero)
-        return acc if bias is None else graph.add("Add", acc, graph.constant(bias.astype(np.int32) * 128))
-    if op["kind"] == "conv_transpose2d":
-        x, weight, pads = _spread(graph, op, x, shape, weight)
-        strides = [1, 1]
+        axes = [-1]
     else:
-        pads, strides = [*op["padding"], *op["padding"]], op["stride"]
-    form = {"pads": pads, "strides": strides, "dilations": op["dilation"], "group": op["groups"], "kernel_shape": op["kernel"]}
-    acc = graph.add("ConvInteger", x, graph.constant(weight, np.uint8), zero, zero, **form)
-    if bias is None:
-        return acc
-    return graph.add("Add", acc, graph.constant((bias.astype(np.int32) * 128).reshape(1, -1, *[1] * len(op["kernel"]))))
+        form = {"pads": op["padding"] * 2, "strides": op["stride"]}
+        if op["kind"] == "conv_transpose2d":
+            x, weight, pads = _spread(graph, op, x, shape, weight)
+            form = {"pads": pads, "strides": [1, 1]}
+        form |= {"dilations": op["dilation"], "group": op["groups"], "kernel_shape": op["kernel"]}
+        acc = graph.add("ConvInteger", x, graph.constant(weight, np.uint8), zero, zero, **form)
+        axes = [1, -1, *[1] * len(op["kernel"])]
+    return acc if bias is None else graph.add("Add", acc, graph.constant((bias.astype(np.int32) * 128).reshape(axes)))
 
 
-def _spread(graph: Graph, op: dict, x: str, shape: tuple[int, ...], weight: np.ndarray) -> tuple[str, np.ndarray, list[int]]:
+def _spread(graph: Nodes, op: dict, x: str, shape: tuple[int, ...], weight: np.ndarray) -> tuple[str, np.ndarray, list[int]]:
     """A transposed convolution as an ordinary one: zeros between the pixels, kernels mirrored, in and out swapped."""
     (sy, sx), groups = op["stride"], op["groups"]
     before = [d * (k - 1) - p for d, k, p in zip(op["dilation"], op["kernel"], op["padding"])]
@@ -188,7 +185,7 @@ def _spread(graph: Graph, op: dict, x: str, shape: tuple[int, ...], weight: np.n
     return flat, mirrored.reshape(-1, *mirrored.shape[2:]), [*before, *after]
 
 
-def _narrow(graph: Graph, op: dict, acc: str) -> str:
+def _narrow(graph: Nodes, op: dict, acc: str) -> str:
     """int32 accumulators to uint8 (code + 128): output shift, activation, round half up, saturation."""
     n = op["weight_bits"] - 1 - op["output_shift"]
     if op["activation"] == "abs":

@@ -1,0 +1,196 @@
+"""Every measured number that README or lessons quote, with its tolerance and the command that prints it again.
+
+`python -m qatcourse.keeper.reference` measures all and writes data/reference.json; with first words of names, only those
+(`python -m qatcourse.keeper.reference pretrained figures.quick.seed0`); --check compares instead of writing, and exits with 1 where
+a number left its tolerance. Training groups take minutes each; `make test` checks the groups in QUICK_GROUPS.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from qatcourse import DATA, ROOT
+from qatcourse.labs.compare import fair, further
+from qatcourse.pose.data import load as load_poses
+from qatcourse.pose.evaluate import calibration_batches, evaluate, untrained
+from qatcourse.pose.model import PoseTiny
+from qatcourse.pose.train import configure, load_model, model_from, read_checkpoint, train
+from qatlib import ai8x
+from qatlib.files import write_atomic
+from qatlib.quantizers import round_half_up
+from qatlib.wording import Parser, command
+
+PATH = DATA / "reference.json"
+PRETRAINED = DATA / "pose_tiny_fp32.pth"
+QUICK_GROUPS = ("exact", "pretrained", "short")
+RETRAINED = 0.03  # PCK after training anew: another thread count or processor rounds otherwise, and training amplifies it
+REEVALUATED = 0.004  # PCK of the same weights: rounding differences move a few of the 28,000 joints across the threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """One measured number; `tolerance` is absolute, 0 means exact."""
+
+    name: str
+    value: float
+    tolerance: float
+    unit: str
+
+
+def load(path: Path = PATH) -> dict[str, dict]:
+    """name -> {"value", "tolerance", "unit", "command"}; empty where the file does not exist yet."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def value(name: str) -> float:
+    """The stored number `name`. Raises KeyError with the command that measures it."""
+    stored = load()
+    if name not in stored:
+        raise KeyError(f"{name} is not in {PATH.name}; measure it with: python -m qatcourse.keeper.reference {name}")
+    return stored[name]["value"]
+
+
+def scores(name: str, metrics: dict, tolerance: float) -> Iterator[Number]:
+    yield Number(f"{name}.pck", metrics["pck"], tolerance, "PCK@0.2 of torso")
+    yield Number(f"{name}.pckh", metrics["pckh"], tolerance, "PCKh@0.5")
+    yield Number(f"{name}.pixel_error", metrics["pixel_error"], 30 * tolerance, "pixels of the 64x64 picture")
+
+
+def exact(seed: int = 0) -> Iterator[Number]:
+    """Properties of the network and of number formats; no training, no tolerance."""
+    torch.manual_seed(seed)
+    model = PoseTiny()
+    ai8x.fuse_bn_layers(model)
+    ops = [module for name, module in model.named_modules() if name.endswith(".op")]
+    yield Number("exact.pose_tiny.weights", sum(op.weight.numel() for op in ops), 0, "weights")
+    yield Number("exact.pose_tiny.biases", sum(op.bias.numel() for op in ops), 0, "biases")
+    meter = ai8x.fit(model, PoseTiny.input_shape)
+    totals = {"weight_bytes": "bytes", "bias_bytes": "bytes", "words": "words", "macs": "multiplications", "cycles": "cycles"}
+    for name, unit in totals.items():
+        yield Number(f"exact.pose_tiny.{name}", getattr(meter, name), 0, unit)
+    accumulators = torch.arange(-(2**14), 2**14, dtype=torch.float64) / 128
+    half_up = round_half_up(accumulators)
+    for name, other in {"half_even": accumulators.round(), "truncation": accumulators.trunc()}.items():
+        yield Number(f"exact.rounding.{name}_differs", float((half_up != other).double().mean()), 0, "share of values")
+
+
+def pretrained() -> Iterator[Number]:
+    """The committed float network, as it is and after quantization without training, on all 2,000 drawn test pictures."""
+    model, test = load_model(PRETRAINED), load_poses("figures", "test")
+    batches = calibration_batches(load_poses("figures", "train", 2000))
+    yield from scores("pretrained.fp32", evaluate(model, test), REEVALUATED)
+    for bits in (8, 4, 2):
+        for version, quantized in untrained(model, batches, configure(weight_bits=bits)).items():
+            yield from scores(f"pretrained.bits{bits}.{version}", evaluate(quantized, test), REEVALUATED)
+
+
+def short() -> Iterator[Number]:
+    """QAT from the committed network for one epoch of 4,000 pictures, beside the float network trained on as long."""
+    config = configure("quick", epochs=1, start_epoch=0, n_train=4000, n_test=1000)
+    yield from trained("short", config, (8, 4, 2), init=_pretrained_state())
+
+
+def trained(prefix: str, config, bit_widths: tuple[int, ...], init: dict | None = None) -> Iterator[Number]:
+    """Float, float trained on equally, and for each bit width naive rounding, calibrated PTQ and QAT."""
+    poses = load_poses(config.data, "train", config.n_train, config.seed), load_poses(config.data, "test", config.n_test)
+    in_float = dataclasses.replace(config, weight_bits=None)
+    if init is None:
+        first = dataclasses.replace(in_float, epochs=config.start_epoch)
+        init = train(first, train_poses=poses[0], test_poses=poses[1]).model.state_dict()
+    yield from scores(f"{prefix}.fp32", evaluate(model_from(init), poses[1]), RETRAINED)
+    train_on, batches = further(init, *poses), calibration_batches(poses[0])
+    longer = train_on(in_float)
+    yield from scores(f"{prefix}.fp32_longer", evaluate(longer, poses[1]), RETRAINED)
+    for bits in bit_widths:
+        found = fair(dataclasses.replace(config, weight_bits=bits), train_on, batches, longer)
+        for version in ("naive", "ptq", "qat"):
+            yield from scores(f"{prefix}.bits{bits}.{version}", evaluate(found[version], poses[1]), RETRAINED)
+
+
+def quick(seed: int) -> Iterator[Number]:
+    """The quick preset from scratch, at 8, 4 and 2 bits."""
+    return trained(f"figures.quick.seed{seed}", configure("quick", seed=seed), (8, 4, 2))
+
+
+def full() -> Iterator[Number]:
+    """The full preset, from the committed float network on, at 8, 4 and 2 bits."""
+    return trained("figures.full", configure("full"), (8, 4, 2), init=_pretrained_state())
+
+
+def photographs() -> Iterator[Number]:
+    """Leeds Sports Pose extended: trained on the first nine tenths of the photographs, tested on the rest, at 8 and 4 bits."""
+    folder = os.environ.get("QATLIB_LSPET") or ROOT.parent / "shared" / "data" / "lspet"
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no photographs at {folder}; set QATLIB_LSPET to a folder with images/ and joints.mat")
+    config = configure("full", data=f"lsp:{folder}", epochs=60, start_epoch=48, n_train=4500, n_test=500)
+    return trained("lsp", config, (8, 4))
+
+
+def _pretrained_state() -> dict:
+    return read_checkpoint(PRETRAINED)["state_dict"]
+
+
+GROUPS: dict[str, Callable[[], Iterator[Number]]] = {
+    "exact": exact,
+    "pretrained": pretrained,
+    "short": short,
+    "figures.quick.seed0": lambda: quick(0),
+    "figures.quick.seed1": lambda: quick(1),
+    "figures.quick.seed2": lambda: quick(2),
+    "figures.full": full,
+    "lsp": photographs,
+}
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The groups that hold `names` (all, where none is given). Raises ValueError for a name that belongs to none."""
+    for name in names:
+        if not any(name.startswith(group) or group.startswith(name) for group in GROUPS):
+            raise ValueError(f"no number is called {name!r}; the groups are {', '.join(GROUPS)}")
+    return [group for group in GROUPS if not names or any(n.startswith(group) or group.startswith(n) for n in names)]
+
+
+def measure(groups: list[str]) -> Iterator[Number]:
+    """Measure, and store each number in data/reference.json as soon as it is known."""
+    for group in groups:
+        for number in GROUPS[group]():
+            stored = load()
+            entry = {key: val for key, val in dataclasses.asdict(number).items() if key != "name"}
+            stored[number.name] = entry | {"command": f"python -m qatcourse.keeper.reference {group}"}
+            write_atomic(PATH, json.dumps(dict(sorted(stored.items())), indent=1) + "\n")
+            yield number
+
+
+def differences(groups: list[str]) -> Iterator[tuple[Number, float | None]]:
+    """(measured number, stored value) where the two differ by more than the stored tolerance, or nothing is stored."""
+    stored = load()
+    for group in groups:
+        for number in GROUPS[group]():
+            known = stored.get(number.name)
+            if known is None or not abs(number.value - known["value"]) <= known["tolerance"]:
+                yield number, known and known["value"]
+
+
+@command("reference", "numbers measured so far are stored")
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m qatcourse.keeper.reference", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="first words of names; none: everything")
+    parser.add_argument("--check", action="store_true", help="compare with data/reference.json instead of writing it")
+    options = parser.parse_args(arguments)
+    groups = chosen(options.names)
+    if options.check:
+        found = [f"{number.name}: measured {number.value:.4g}, stored {known}" for number, known in differences(groups)]
+        print("\n".join(found) or f"all numbers of {', '.join(groups)} are within their tolerances")
+        return int(bool(found))
+    for number in measure(groups):
+        print(f"{number.name:44}{number.value:>14.6g}  {number.unit}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

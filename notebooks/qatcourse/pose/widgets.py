@@ -1,0 +1,65 @@
+"""The trained pose network at every bit width: PTQ beside QAT, measured once, then looked at with a slider."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from qatcourse import viz
+from qatcourse.labs.compare import fair, further, integer_bytes
+from qatcourse.pose.data import PoseSet
+from qatcourse.pose.evaluate import calibration_batches, predict, score
+from qatcourse.pose.train import Config, load_model, read_checkpoint
+from qatcourse.viz import widgets
+from qatlib.files import write_atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class Width:
+    """One position of the slider: predictions (N, 14, 2) in pixels, PCK@0.2, bytes of the file, epochs that QAT had."""
+
+    bits: int
+    ptq: np.ndarray
+    qat: np.ndarray
+    ptq_pck: float
+    qat_pck: float
+    bytes: int
+    epochs: int
+
+
+def bit_widths(
+    folder: str | Path, train_poses: PoseSet, test_poses: PoseSet, bits: tuple = (1, 2, 4, 8), progress: bool = True
+) -> list[Width]:
+    """Measure the run in `folder` (after `compare`) at each bit width; also stored there as bit_widths.json.
+
+    PTQ quantizes the float network that was trained as long as QAT. QAT at the run's own bits is the trained network; at other
+    bits it starts from the same float network and gets one epoch, so that a lesson stays short. Both use the recipe of their bits.
+    """
+    folder = Path(folder)
+    saved = read_checkpoint(folder / "float.pth")
+    config = Config(**saved["config"])
+    longer = load_model(folder / "float_longer.pth")
+    train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress), calibration_batches(train_poses)
+    widths = []
+    for b in bits:
+        own = b == config.weight_bits
+        epochs = config.epochs - config.start_epoch if own else 1
+        short = dataclasses.replace(config, weight_bits=b, overrides={}, epochs=config.start_epoch + 1)
+        found = fair(short, train_on, batches, longer, load_model(folder / "final.pth") if own else None)
+        places = [predict(found[version], test_poses.images) for version in ("ptq", "qat")]
+        pcks = [score(place, test_poses)["pck"] for place in places]
+        widths.append(Width(b, *places, *pcks, integer_bytes(found["qat"]), epochs))
+    numbers = [{key: value for key, value in vars(width).items() if key not in ("ptq", "qat")} for width in widths]
+    write_atomic(folder / "bit_widths.json", json.dumps(numbers, indent=1))
+    return widths
+
+
+def bit_width_slider(widths: list[Width], images: np.ndarray, start: int = 8):
+    """A slider over `widths`: skeletons of PTQ above QAT, with PCK and bytes in its sentence. Every picture is drawn beforehand."""
+    known = {width.bits: width for width in widths}
+
+    def draw(bits):
+        return viz.bit_width_panel(images, known[bits])
+
+    return widgets.slider_figure(draw, bits=sorted(known), start={"bits": start}, height=290, prerender=True)

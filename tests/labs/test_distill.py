@@ -1,0 +1,134 @@
+"""Distillation: the loss against its definition, students that train the same way each time, honest verdicts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from qatcourse.labs import distill
+from qatcourse.pose.data import load
+from qatcourse.pose.model import PoseTiny
+from qatcourse.pose.train import configure
+from qatcourse.viz import distillation as pictures
+from qatlib import ai8x
+
+
+def maps(seed: int, n: int = 3) -> torch.Tensor:
+    return 3 * torch.randn(n, 14, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_loss_is_its_definition():
+    student, teacher, t, alpha = maps(1), maps(2), 3.0, 0.7
+    p, q = (distill.soften(x, t).flatten(2).numpy() for x in (teacher, student))
+    wanted = alpha * t**2 * (p * np.log(p / q)).sum(-1).mean() + (1 - alpha) * 5.0
+    found = distill.distillation_loss(student, teacher, torch.tensor(5.0), t, alpha)
+    assert found.item() == pytest.approx(wanted, rel=1e-12)  # float64, 256-term sums: about 256 * 2^-53
+
+
+def test_ends_of_alpha_and_a_perfect_student():
+    student, teacher, task = maps(1), maps(2), torch.tensor(5.0)
+    assert distill.distillation_loss(student, teacher, task, 2.0, 0.0).item() == 5.0
+    one = distill.distillation_loss(student, teacher, task, 2.0, 1.0)
+    assert one.item() > 0 and distill.distillation_loss(student, teacher, task * 9, 2.0, 1.0).item() == one.item()
+    assert abs(distill.distillation_loss(teacher, teacher, task, 2.0, 1.0).item()) < 1e-12
+
+
+def test_temperature_flattens_and_its_square_keeps_the_gradient():
+    peaks = [distill.soften(maps(1), t).flatten(2).max(-1).values.mean().item() for t in (1, 4, 16)]
+    assert peaks[0] > peaks[1] > peaks[2] > 1 / 256
+    student = (maps(1) / 10).requires_grad_()
+    losses = [distill.distillation_loss(student, maps(2) / 10, torch.tensor(0.0), t, 1.0) for t in (20.0, 40.0)]
+    norms = [torch.autograd.grad(loss, student)[0].norm() for loss in losses]
+    assert norms[0].item() == pytest.approx(norms[1].item(), rel=0.05)  # the limit of high temperature; first order in 1/T
+
+
+@pytest.mark.parametrize("call", [
+    lambda: distill.soften(maps(1), 0),
+    lambda: distill.distillation_loss(maps(1), maps(2), torch.tensor(0.0), 2.0, 1.5),
+    lambda: distill.Student(10),
+    lambda: distill.paired_gain([0.1], [0.2]),
+    lambda: distill.paired_gain([0.1, 0.2], [0.2]),
+])  # fmt: skip
+def test_bad_values_are_named(call):
+    with pytest.raises(ValueError, match="[0-9]"):
+        call()
+
+
+def test_student_is_small_keeps_the_shape_and_fits():
+    student, x = distill.Student(16), torch.zeros(2, 48, 16, 16)
+    assert student(x).shape == (2, 14, 16, 16)
+    assert list(dict(student.named_children())) == list(dict(PoseTiny().named_children()))
+    big, small = (sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (PoseTiny(), student))
+    assert 10 < big / small < 20
+    assert ai8x.fit(student).fits
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    poses = load("figures", "train", 64, progress=False)
+    config = configure("quick", epochs=2, start_epoch=1, n_train=64, n_test=64, batch_size=32, weight_bits=4)
+    torch.manual_seed(3)
+    return config, poses, distill.teacher_maps(PoseTiny(), poses.images)
+
+
+def test_training_repeats_and_the_teacher_matters(tiny):
+    config, poses, taught = tiny
+    runs = [distill.train_student(config, poses, m) for m in (taught, taught, None)]
+    weights = [run.conv3.op.weight.detach() for run in runs]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert all(run.conv1.weight_bits.item() == 4 and run.conv1.bn is None for run in runs)
+
+
+def test_alpha_zero_is_training_without_a_teacher(tiny):
+    config, poses, taught = tiny
+    config = dataclasses.replace(config, weight_bits=None)
+    deaf, alone = distill.train_student(config, poses, taught, alpha=0.0), distill.train_student(config, poses)
+    for a, b in zip(deaf.parameters(), alone.parameters()):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5)  # 0 * KL may turn the sign of zeros and sums by one rounding
+
+
+def test_start_network_is_not_changed(tiny):
+    config, poses, taught = tiny
+    start = distill.train_student(dataclasses.replace(config, epochs=1, weight_bits=None), poses)
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    distill.train_student(config, poses, taught, init=start)
+    assert all(torch.equal(before[key], value) for key, value in start.state_dict().items())
+
+
+def test_versions_name_every_comparison(tiny):
+    config, poses, taught = tiny
+    scores = distill.versions(config, poses, poses, taught)
+    names = {"float", "PTQ", *(f"{kind}, {v}" for kind in ("float", "QAT") for v in distill.VARIANTS)}
+    assert set(scores) == names and all(0 <= value <= 1 for value in scores.values())
+    figure, sentence = pictures.seeds([scores, scores])
+    assert all(name in sentence for name in names) and figure.axes[0].get_title(loc="left")
+
+
+def test_clearest_is_the_student_that_surely_changes():
+    steady = {"float, labels only": 0.5, "float, with the teacher": 0.5, "QAT, labels only": 0.4, "QAT, with the teacher": 0.45}
+    noisy = steady | {"QAT, with the teacher": 0.35}
+    assert distill.clearest([steady, steady | {"QAT, with the teacher": 0.451}]) == "QAT"
+    assert distill.clearest([steady, noisy]) is None
+    assert distill.clearest([steady | {"float, with the teacher": 0.3}] * 3) == "float"
+
+
+def test_verdict_needs_more_than_noise():
+    assert distill.paired_gain([0.3, 0.5], [0.2, 0.2]) == pytest.approx((0.2, 0.1))
+    assert "nothing is shown" in distill.verdict(0.05, 0.01, 2, "QAT"), "two seeds: t is 12.7, not 2"
+    assert "nothing is shown" in distill.verdict(0.1, 0.042, 5, "it", "QAT in place of PTQ"), "five seeds: t is 2.8"
+    assert distill.verdict(0.1, 0.03, 5, "it", "QAT in place of PTQ").startswith("QAT in place of PTQ changes")
+    assert "a gain" in distill.verdict(0.05, 0.01, 3, "QAT") and "a loss" in distill.verdict(-0.05, 0.01, 99, "QAT")
+
+
+def test_pictures_tell_peak_and_factor():
+    _, sentence = pictures.softened(np.zeros((64, 64, 3), np.uint8), torch.zeros(2, 16, 16), ["wrist", "ankle"], 2.0)
+    assert "wrist 0.00 (8.0 bits)" in sentence
+    flat = torch.zeros(16, 16)
+    flat[3, 4] = 1.0
+    _, sentence = pictures.temperatures(flat, "wrist", [0.1, 1.0])
+    assert "with 1 cells above" in sentence.split(";")[0] and "with 256 cells above" in sentence.split(";")[1]
+    cold, hot = pictures.gradient_norms(maps(1), maps(2), [1.0, 32.0])
+    assert cold > 200 * hot, "about T squared"
+    _, sentence = pictures.gradient_sizes(maps(1), maps(2), [1.0, 32.0])
+    assert "times smaller" in sentence

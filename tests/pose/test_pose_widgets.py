@@ -1,0 +1,73 @@
+"""The pose network's pictures say what they show, and its slider shows what was measured at each bit width."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qatcourse import viz
+from qatcourse.labs import compare
+from qatcourse.pose import train as recipe
+from qatcourse.pose import widgets as pose_widgets
+from qatcourse.pose.data import load
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
+
+
+def width(bits, ptq_pck, qat_pck):
+    places = [RNG.uniform(5, 60, (6, 14, 2)) for _ in range(2)]
+    return pose_widgets.Width(bits, *places, ptq_pck, qat_pck, 1000 * bits, 1)
+
+
+def test_slider_shows_the_width_that_it_is_set_to():
+    lab = pose_widgets.bit_width_slider([width(2, 0.1, 0.4), width(4, 0.5, 0.5), width(8, 0.7, 0.6)], IMAGES, start=8)
+    assert lab.sentence.startswith("8-bit") and "PTQ ahead by 0.100" in lab.sentence and "8,000 bytes" in lab.sentence
+    before = lab.html
+    lab.sliders["bits"].value = 2
+    assert lab.sentence.startswith("2-bit") and "QAT ahead by 0.300" in lab.sentence and lab.html != before
+    lab.sliders["bits"].value = 4
+    assert "no difference" in lab.sentence
+
+
+def test_training_curves_name_the_start_of_qat_only_where_it_was():
+    history = [{"epoch": epoch, "loss": 3.0 - epoch, "pck": 0.1 * epoch} for epoch in range(4)]
+    assert "quantized to 4 bits after epoch 2" in viz.training_curves(history, 2, 4)[1]
+    assert "0.100 after the last epoch in float, 0.200 after the first one of QAT" in viz.training_curves(history, 2, 4)[1]
+    assert "quantized" not in viz.training_curves(history, 2, None)[1]
+
+
+def test_comparison_names_the_best_version():
+    rows = [compare.Version("FP32, trained on equally", 32, 0.7, 0.8, 3.0, 4000), compare.Version("QAT", 4, 0.6, 0.7, 4.0, 500)]
+    sentence = viz.comparison(rows)[1]
+    assert "Highest: FP32, trained on equally" in sentence and "8.0 times smaller" in sentence
+
+
+def test_heat_maps_and_shares_tell_their_numbers():
+    heat = np.zeros((16, 16))
+    heat[3, 5] = 2.5
+    sentence = viz.heat_maps(IMAGES[0], {"float": heat}, np.array([[22.0, 14.0]]), "neck")[1]
+    assert "values 0 to 2.5" in sentence and "(22.0, 14.0)" in sentence
+    assert "head with 98.9 %" in viz.shares({"conv1": 0.04, "head": 98.93}, "%")[1]
+    fig, _ = viz.shares({"conv1.weight": 147_456, "head": 840}, "bytes")
+    fig.canvas.draw()
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()][1] == "50,000"  # few, and set apart
+
+
+def test_keep_writes_the_picture_it_shows(tmp_path, capsys):
+    viz.keep(tmp_path / "new" / "bars.png", *viz.shares({"a": 1.0}, "bytes"))
+    assert (tmp_path / "new" / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_bit_widths_measure_what_the_folder_holds(tmp_path):
+    poses = load("figures", "train", 96, 0, progress=False), load("figures", "test", 32, progress=False)
+    config = recipe.configure("smoke", n_train=96, n_test=32, epochs=2, start_epoch=1, batch_size=32)
+    recipe.train(config, tmp_path, train_poses=poses[0], test_poses=poses[1], progress=False)
+    rows = compare.compare(tmp_path, *poses, progress=False)
+    found = pose_widgets.bit_widths(tmp_path, *poses, bits=(4, 8), progress=False)
+    assert [w.bits for w in found] == [4, 8] and found[0].bytes < found[1].bytes
+    assert (found[1].ptq_pck, found[1].qat_pck) == (rows[3].pck, rows[4].pck)
+    assert found[1].bytes == rows[4].bytes and found[0].qat.shape == (32, 14, 2)
+    stored = json.loads((tmp_path / "bit_widths.json").read_text())
+    assert [row["qat_pck"] for row in stored] == [w.qat_pck for w in found]
