@@ -139,7 +139,7 @@ def _refuse_second(model: nn.Module) -> None:
 
 def _warn_if_changed(before, after) -> None:
     """Powers of two are exact: what exceeds a GPU's own noise (TF32: 2^-11) comes from an operation that is not scale-invariant."""
-    pairs = zip(_tensors(before), _tensors(after))
+    pairs = zip(tensors_in(before), tensors_in(after))
     change = max((((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs), default=0.0)
     if change > 1e-3:
         warnings.warn(
@@ -149,7 +149,7 @@ def _warn_if_changed(before, after) -> None:
         )
 
 
-def _tensors(output) -> list[torch.Tensor]:
+def tensors_in(output) -> list[torch.Tensor]:
     """The tensors in what a network returns; numbers, None and other objects beside them do not matter."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qatlib.ai8x.qat import tensors_in
 from qatlib.chip.operations import WEIGHTED
 from qatlib.export.max78000 import arch_name
 from qatlib.export.network import hint, tensors, with_state
@@ -82,8 +83,7 @@ def torch_runner(network, compact: CompactModel):
 
     @torch.no_grad()
     def run(block: np.ndarray) -> np.ndarray:
-        outputs = network(torch.from_numpy(block).to(device, torch.float32) / 128)
-        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        outputs = tensors_in(network(torch.from_numpy(block).to(device, torch.float32) / 128))
         integers = [y.double().cpu().numpy() * 2.0**-exponent for y, exponent in zip(outputs, exponents, strict=True)]
         return _rows(integers, len(block))
 
@@ -174,7 +174,7 @@ def synthesis_model(compact: CompactModel, path: Path) -> CompactModel:
     """`compact`'s graph with the weights, biases, bits and shifts of the vendor's checkpoint `path` instead of its own."""
     graph, packed = copy.deepcopy(compact.graph), {}
     with _reading(path):
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        state = load(path)["state_dict"]
         for op in (op for op in graph["ops"] if op["kind"] in WEIGHTED):
             layer = stored_codes(op["layer"], state)
             op |= {"weight_bits": layer.bits, "output_shift": layer.shift}

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from qatlib.ai8x import mode as target
 from qatlib.ai8x.eltwise import Eltwise
 from qatlib.ai8x.graph import evaluating
 from qatlib.ai8x.layer import QuantizationAwareModule
-from qatlib.ai8x.qat import clamp_sums, layers
+from qatlib.ai8x.qat import clamp_sums, layers, tensors_in
 from qatlib.chip.lowering import Lowered, lower, network
 from qatlib.chip.operations import WEIGHTED
 from qatlib.integer.compact import CompactModel, pack
@@ -231,7 +230,7 @@ def _exponent(op: dict, exponents: dict[str, int], layer: LayerCodes | None) -> 
 
 def _compare(model: nn.Module, quantized: QuantizedModel, sample: torch.Tensor) -> None:
     with evaluating(model):
-        wanted, got = ([y for y in tree_leaves(net(sample)) if isinstance(y, torch.Tensor)] for net in (model, quantized))
+        wanted, got = tensors_in(model(sample)), tensors_in(quantized(sample))
     different = sum(int((a != b).sum()) for a, b in zip(wanted, got, strict=True))
     if different:
         total = sum(y.numel() for y in got)

@@ -90,6 +90,17 @@ def test_residual_network_all_engines(bits, tmp_path):
     assert "torch, fake-quantized" in [r.name for r in results] and not any(r.differing for r in results)
 
 
+def test_named_outputs_are_compared_too(tmp_path):
+    class Named(Residual):
+        def forward(self, x):
+            return {"first": self.conv1(x), "last": super().forward(x)}
+
+    net = prepared(Named(), 8)
+    check.export_all(net, tmp_path / "all")
+    results = check.check_folder(tmp_path / "all", 4, Named())
+    assert [r.differing for r in results if r.pictures] == [0] * (4 - (shutil.which("gcc") is None))
+
+
 def test_a_calibrated_network_without_qat_is_refused_by_every_exporter(tmp_path):
     net = prepared(Residual(), 8)
     for layer in (net.conv1, net.conv2, net.conv3, net.conv4, net.fc):
