@@ -44,11 +44,11 @@ def from_tensors(state: dict[str, torch.Tensor]) -> Diagnosis:
     return Diagnosis(rows, missing + findings(rows), False)
 
 
-def from_compact(path: Path) -> Diagnosis:
+def from_compact(content: dict, path: Path) -> Diagnosis:
     """Judge a compact file: it is quantized by construction, its checksum is tested by reading it."""
     from qatlib.integer.compact import CompactModel
 
-    model = CompactModel.load(path)
+    model = CompactModel.from_file(content, path)
     calls = {op["layer"]: op for op in model.ops if op["kind"] in WEIGHTED}
     rows = [Measured(layer, "layer", op["weight_bits"], wide=bool(op.get("wide")), weight_codes=np.unique(model.weight(layer)).size)
             for layer, op in calls.items()]  # fmt: skip
@@ -63,7 +63,7 @@ def examine(path: Path, network: nn.Module | None = None, x: torch.Tensor | None
     """Whatever the file is: its diagnosis; of a checkpoint's `network` with its inputs `x`, or those it says it is meant to get."""
     content = load(path)
     if isinstance(content.get("graph"), torch.Tensor):
-        return from_compact(path)
+        return from_compact(content, path)
     state, epochs = tensors(content, str(path)), _epochs(content, path)
     if network is None:
         return from_tensors(state)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qatlib.ai8x.eltwise import Eltwise
+from qatlib.ai8x.graph import evaluating
 from qatlib.ai8x.layer import QuantizationAwareModule, calc_weight_shift
 from qatlib.quantizers import round_half_up, weight_codes
 
@@ -130,12 +131,10 @@ def measure(model: nn.Module, x: torch.Tensor | None) -> tuple[list[Measured], t
     if x is None:
         return rows, None
     activities = [Activity(row) for row in rows]
-    with torch.no_grad(), ExitStack() as undo:
+    with evaluating(model), ExitStack() as hooks:
         for module, activity in zip(named.values(), activities):
-            undo.enter_context(module.register_forward_hook(activity))
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        output = model.eval()(x)
+            hooks.enter_context(module.register_forward_hook(activity))
+        output = model(x)
     for activity in activities:
         activity.fill()
     return rows, output

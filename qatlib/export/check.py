@@ -88,7 +88,7 @@ def from_checkpoint(path: str | os.PathLike, network: nn.Module | None, input_sh
     """
     content = load(path)
     if "graph" in content:
-        return CompactModel.load(path)
+        return CompactModel.from_file(content, path)
     state = tensors(content, str(path))
     if network is None:
         raise ValueError(f"{path} is a checkpoint; say of which network: {hint(content)} (importing a module runs it)")

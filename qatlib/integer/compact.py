@@ -159,7 +159,11 @@ class CompactModel:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CompactModel":
         """Read `model_8bit.pth`, running nothing in it. Raises as `files.load` and `from_state_dict`, naming the file."""
-        state = load(path)
+        return cls.from_file(load(path), path)
+
+    @classmethod
+    def from_file(cls, state: dict, path: str | os.PathLike) -> "CompactModel":
+        """What `load` makes of the content of the file `path`, which was read already."""
         try:
             return cls.from_state_dict({key: value.numpy() if hasattr(value, "numpy") else value for key, value in state.items()})
         except ValueError as problem:

@@ -4,9 +4,8 @@ import os
 
 import numpy as np
 
-from qatlib.chip.operations import WEIGHTED
 from qatlib.integer.compact import CompactModel
-from qatlib.integer.engine import engine_of
+from qatlib.integer.engine import INT32_MAX, engine_of
 
 
 def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactModel:
@@ -34,10 +33,9 @@ def as_compact(model, input_shape: tuple[int, ...] | None = None) -> CompactMode
 
 def _refuse_without_qat(model) -> None:
     """Raise ValueError naming the first layer with weights and no bits."""
-    from qatlib.ai8x.graph import unwrap
+    from qatlib.ai8x.qat import layers
 
-    layers = {name: module for name, module in unwrap(model).named_modules() if hasattr(module, "weight_bits")}
-    if without := [name for name, layer in layers.items() if layer.op is not None and not layer.weight_bits.item()]:
+    if without := [name for name, layer in layers(model).items() if layer.op is not None and not layer.weight_bits.item()]:
         raise ValueError(
             f"{without[0]}: QAT was never on (weight_bits is 0); call initiate_qat(model, policy) and train, or give "
             "quantize_model(model, bit_width=8) for post-training quantization"
@@ -46,8 +44,8 @@ def _refuse_without_qat(model) -> None:
 
 def check_accumulators(model: CompactModel) -> None:
     """Raise OverflowError, naming the layer, if an input could drive a sum beyond 32 bits (see `largest_sum`)."""
-    for op in (op for op in model.ops if op["kind"] in WEIGHTED and model.largest_sum(op) > 2**31 - 1):
-        raise OverflowError(f"{op['name']}: its sums may exceed 32 bits; give the layer fewer inputs or smaller weights")
+    for name in (name for name, largest in engine_of(model).largest.items() if largest > INT32_MAX):
+        raise OverflowError(f"{name}: its sums may exceed 32 bits; give the layer fewer inputs or smaller weights")
 
 
 def sample_codes(model: CompactModel, sample: np.ndarray | None, count: int = 4) -> np.ndarray:
