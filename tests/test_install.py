@@ -71,7 +71,7 @@ COURSE = """
     assert course.pretrained().state_dict()
     assert reference.load() and reference.value("exact.pose_tiny.weights") > 0
     assert [row for row in lessons.rows() if row["its cells run"] != "not measured"]
-    assert "12 lessons" in viz.lesson_map(lessons.LESSONS)[1]
+    assert "13 lessons" in viz.lesson_map(lessons.LESSONS)[1]
     assert not cache_folder().is_relative_to(UNPACKED)
     course.DATA = Path("elsewhere")
     try:

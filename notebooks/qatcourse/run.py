@@ -24,6 +24,7 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     Raises FileNotFoundError without the lesson, ValueError for a parameter that it does not have, RuntimeError naming the
     executed notebook where one of its cells fails, OSError where the executed notebook cannot be written.
     """
+    os.environ["QATLIB_EPOCHS"] = "1"  # trainings tell of every epoch on standard error, which is passed on
     source = Path("notebooks") / f"{lesson}.ipynb"
     if not source.is_file():
         raise FileNotFoundError(f"no lesson at {source}; run this command in the top folder of the project")
@@ -33,7 +34,7 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     target = folder / source.name
     print(f"{lesson} -> {os.path.relpath(target)}", file=sys.stderr)
     try:
-        quiet = {"log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
+        quiet = {"log_output": False, "extra_arguments": ["--log-level=CRITICAL"], "stderr_file": sys.stderr}
         papermill.execute_notebook(str(source), str(target), parameters, cwd="notebooks", kernel_name="python3", **quiet)
     except PapermillExecutionError as problem:
         said = f"{problem.ename}: {problem.evalue}".splitlines()[0]

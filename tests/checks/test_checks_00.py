@@ -22,14 +22,14 @@ WRONG = [
     (lesson.check_path, [*PATH, "07"], "07 itself"),
     (lesson.check_path, PATH[:-1], "backwards"),
     (lesson.check_path, PATH[::-1], "another order"),
-    (lesson.check_path, [*PATH, "12"], "no lesson '12'"),
+    (lesson.check_path, [*PATH, "13"], "no lesson '13'"),
 ]
 test_solution_passes, test_wrong_answer_is_advised = both_ways(SOLUTIONS, WRONG)
 
 
 def test_every_lesson_needs_earlier_ones_and_is_on_the_map():
     numbers = [one.number for one in lessons.LESSONS]
-    assert numbers == [f"{n:02d}" for n in range(12)]
+    assert numbers == [f"{n:02d}" for n in range(13)]
     assert all(before < one.number for one in lessons.LESSONS for before in one.needs)
     _, sentence = lesson_map(lessons.LESSONS)
     assert all(one.title in sentence for one in lessons.LESSONS)

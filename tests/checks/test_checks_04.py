@@ -21,7 +21,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def inputs():
-    return torch.randint(-128, 128, (4, 48, 16, 16), generator=torch.Generator().manual_seed(4)) / 128
+    return torch.randint(-128, 128, (4, *PoseTiny.input_shape), generator=torch.Generator().manual_seed(4)) / 128
 
 
 def test_weights_alone_are_on_their_grid_and_activations_stay_float(net, inputs):
@@ -47,6 +47,7 @@ def test_activations_alone_are_codes_of_their_limits(net, inputs):
 def test_limits_are_those_of_statistics_and_cover_most_values(net, inputs):
     limits, seen = ptq.limits(net, [(inputs,)]), ptq.outputs(net, inputs)
     assert list(limits) == list(seen) == list(layers(net))
+    assert limits["conv2"] == limits["up10"] and limits["conv4"] == limits["up8"] and limits["conv5"] == limits["conv7"]
     for name, limit in limits.items():
         assert math.log2(limit).is_integer() and (seen[name].abs() <= limit).float().mean() > 0.9
 
@@ -80,10 +81,10 @@ def test_verdicts_follow_from_the_numbers():
 
 def test_stored_rows_leave_out_incomplete_runs_and_name_the_command():
     names = ["fp32_longer", *(f"bits{b}.{v}" for b in (8, 4) for v in ("naive", "ptq", "qat"))]
-    stored = {f"lsp.{name}.pck": {"value": 0.2} for name in names} | {"figures.full.bits8.qat.pck": {"value": 0.8}}
-    assert [(row["run"], row["bits"]) for row in ptq.stored_rows(stored)] == [("lsp", 8), ("lsp", 4)]
+    stored = {f"lsp.seed1.{name}.pck": {"value": 0.2} for name in names} | {"figures.full.bits8.qat.pck": {"value": 0.8}}
+    assert [(row["run"], row["bits"]) for row in ptq.stored_rows(stored)] == [("lsp.seed1", 8), ("lsp.seed1", 4)]
     missing = ptq.missing_runs(stored)
-    assert "python -m qatcourse.keeper.reference figures.full" in missing and not any("lsp" in command for command in missing)
+    assert "python -m qatcourse.keeper.reference figures.full" in missing and not any("lsp.seed1" in command for command in missing)
     assert ptq.stored_rows({}) == [] and len(ptq.missing_runs({})) == len(ptq.RUNS)
 
 

@@ -34,13 +34,14 @@ test_solution_passes, test_wrong_answer_is_advised = both_ways(SOLUTIONS, WRONG)
 
 
 def network(bits):
-    """Convolution, pooled convolution, transposed convolution, wide 1x1: every way a code is made in PoseTiny."""
+    """Convolution, pooled convolution, transposed convolution, sum, wide 1x1: every way a code is made in PoseTiny."""
     common = {"weight_bits": bits, "output_shift": bits - 10, "activation": "relu"}
     ops = [
         convolution("a", "input", 3, 8, padding=1, **common),
         convolution("b", "a", 8, 6, padding=1, pool=pooling("max"), **common),
-        convolution("c", "b", 6, 5, kind="conv_transpose2d", padding=1, **common),
-        convolution("d", "c", 5, 4, k=1, weight_bits=bits, wide=True),
+        convolution("c", "b", 6, 8, kind="conv_transpose2d", padding=1, **common),
+        {"name": "sum", "kind": "add", "inputs": ["a", "c"]},
+        convolution("d", "sum", 8, 4, k=1, weight_bits=bits, wide=True),
     ]
     return CompactModel(graph((3, 8, 8), ops), random_tensors(ops, np.random.default_rng(bits)))
 
@@ -64,7 +65,7 @@ def test_every_output_of_every_layer_can_be_followed():
     model = network(8)
     codes = np.random.default_rng(2).integers(-128, 128, (3, 8, 8)).astype(np.int8)
     kept = integer.run(model, codes, keep=True)
-    for op in model.ops:
+    for op in (op for op in model.ops if op["kind"] != "add"):
         for place in np.ndindex(*op["shape"]):
             assert pixel.one_code(model, op, kept[op["inputs"][0]], *place).code == kept[op["name"]][place]
 

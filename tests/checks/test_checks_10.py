@@ -67,15 +67,17 @@ def test_losses_are_relative_to_float_trained_on():
     assert claims.span(found[4].values()) == "5.0 to 5.0 %"
 
 
-def test_the_verdict_on_ptq_fails_where_stored_runs_contradict_it():
-    from qatcourse.keeper import reference
-
-    known = reference.load()
-    condition, evidence = claims.ptq_verdict(known)
-    assert "4 bits" in condition and "uncalibrated" in evidence
-    other = known | {"short.bits4.ptq.pck": {"value": 0.1}}
-    with pytest.raises(AssertionError):
-        claims.ptq_verdict(other)
+def test_the_verdict_on_ptq_follows_the_stored_runs():
+    numbers = {f"one.bits{bits}.{version}.pck": pck for version, pcks in {"ptq": (0.8, 0.74, 0.1), "naive": (0.4, 0.1, 0.1)}.items()
+               for bits, pck in zip((8, 4, 2), pcks)}  # fmt: skip
+    known = {name: {"value": value} for name, value in (numbers | {"one.fp32.pck": 0.8, "two.fp32.pck": 0.8}).items()}
+    verdict, condition, evidence = claims.ptq_verdict(known)
+    assert (verdict, condition) == (claims.WHEN, "weights have 4 bits")
+    assert "4 bits 7.5 to 7.5 %" in evidence and "uncalibrated, 50.0 to 87.5 %" in evidence
+    more = claims.ptq_verdict(known | {"two.bits4.ptq.pck": {"value": 0.4}})
+    assert more[:2] == (claims.WHEN, "weights have 4 bits in 1 of 2 runs")
+    assert claims.ptq_verdict(known | {"one.bits4.ptq.pck": {"value": 0.4}})[:2] == (claims.FALSE, "")
+    assert claims.verdict({8: {"one": 0.0}, 4: {"one": 0.01}}, -1, 0.02) == (claims.HOLDS, "")
 
 
 def test_a_weight_jumps_between_codes_and_rests_on_one():

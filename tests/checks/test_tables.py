@@ -8,7 +8,7 @@ from exercises import refuses_no_answer
 
 from qatcourse.checks import Exercise
 
-LESSONS = [importlib.import_module(f"qatcourse.checks.lesson{number:02d}") for number in range(12)]
+LESSONS = [importlib.import_module(f"qatcourse.checks.lesson{number:02d}") for number in range(13)]
 EXERCISES = {
     f"{lesson.__name__[-2:]}-{check.name}": check
     for lesson in LESSONS

@@ -233,7 +233,7 @@ def pose():
     from qatcourse.pose.model import PoseTiny
 
     torch.manual_seed(0)
-    x = torch.randint(-128, 128, (16, 48, 16, 16)) / 128
+    x = torch.randint(-128, 128, (16, 12, 32, 32)) / 128
     return calibrated_ptq(PoseTiny().eval(), [(x,)], 8), x
 
 
@@ -244,7 +244,8 @@ def test_checkpoints_of_our_training(tmp_path, pose, capsys):
                 "state_dict": pose[0].state_dict()}, tmp_path / "qat.pth")  # fmt: skip
     assert not examine(tmp_path / "qat.pth").measured
     seen = examine(tmp_path / "qat.pth", PoseTiny())
-    assert seen.measured and all(layer.bits == 8 for layer in seen.layers) and not seen.found("QAT never started")
+    assert seen.measured and not seen.found("QAT never started")
+    assert {(layer.kind, layer.bits) for layer in seen.layers} == {("layer", 8), ("sum", None)}
     torch.save(PoseTiny().state_dict(), tmp_path / "float.pth")
     assert main([str(tmp_path / "float.pth")]) == 1
     said = capsys.readouterr().out
@@ -274,7 +275,7 @@ def test_compact_files(tmp_path, pose):
     quantized = qatlib.quantize_model(model)
     torch.save(quantized.state_dict(), tmp_path / "model_8bit.pth")
     seen = examine(tmp_path / "model_8bit.pth")
-    assert seen.healthy and len(seen.layers) == 8
+    assert seen.healthy and len(seen.layers) == 13
     assert row(seen, "conv1").weight_codes == model.conv1.quantized_weight()[0].unique().numel()
     damaged = dict(quantized.state_dict())
     damaged["conv1.weight"] = damaged["conv1.weight"].clone()

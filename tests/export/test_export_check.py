@@ -21,7 +21,7 @@ from qatlib.integer import compact, convert, quantize_model
 from qatlib.integer.engine import Integer
 
 # 1-bit weights (0 and -1) only where the input has both signs: behind a ReLU they give zero.
-MIXED = {"conv1": {"weight_bits": 1}, "conv3": {"weight_bits": 2}, "up6": {"weight_bits": 8}, "head": {"weight_bits": 8}}
+MIXED = {"conv1": {"weight_bits": 1}, "conv3": {"weight_bits": 2}, "up8": {"weight_bits": 8}, "head": {"weight_bits": 8}}
 POSE = ["--network", "qatcourse.pose.model:PoseTiny"]
 ENGINES = ["NumPy integers (ref.)", "torch, fake-quantized", "ONNX Runtime", "C, gcc -O3", "MAX78000 known answer"]
 
@@ -63,15 +63,18 @@ def prepared(net, bits, overrides=None):
     return net
 
 
-@pytest.mark.parametrize(("bits", "overrides"), [(8, None), (4, None), (2, None), (4, MIXED)], ids=["8", "4", "2", "mixed"])
-def test_pose_tiny_all_engines(bits, overrides, tmp_path):
-    net = prepared(PoseTiny(), bits, overrides)
+CASES = {"8, large": (8, None, 128), "4": (4, None, 64), "2": (2, None, 64), "mixed, large": (4, MIXED, 128)}
+
+
+@pytest.mark.parametrize(("bits", "overrides", "side"), CASES.values(), ids=CASES)
+def test_pose_tiny_all_engines(bits, overrides, side, tmp_path):
+    net = prepared(PoseTiny(side=side), bits, overrides)
     rows = check.export_all(net, tmp_path / "all")
     assert [row.file for row in rows] == ["model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "max78000"]
     assert "ONNX Runtime" in check.table(rows)
     if bits != 8:
-        assert rows[0].size < 0.62 * 430_000
-    results = check.check_folder(tmp_path / "all", 256, PoseTiny())
+        assert rows[0].size < 0.62 * 400_000
+    results = check.check_folder(tmp_path / "all", 256, PoseTiny(side=side))
     expected = [name for name in ENGINES if name != "C, gcc -O3" or shutil.which("gcc")]
     assert [r.name for r in results if r.pictures] == expected
     assert [r.differing for r in results] == [0] * len(results)
@@ -295,7 +298,7 @@ def test_unusable_files_with_a_matching_checksum_are_named_too(copied, tmp_path,
 
     def poison(path):
         stored = torch.load(path, weights_only=True)
-        stored["state_dict"]["up6.op.weight"].flatten()[7] = float("nan")
+        stored["state_dict"]["up8.op.weight"].flatten()[7] = float("nan")
         torch.save(stored, path)
 
     damaged("model.onnx", cut)

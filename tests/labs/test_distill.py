@@ -8,6 +8,7 @@ import torch
 
 from qatcourse.labs import distill
 from qatcourse.pose.data import load
+from qatcourse.pose.evaluate import heat_maps
 from qatcourse.pose.model import PoseTiny
 from qatcourse.pose.train import configure
 from qatcourse.viz import distillation as pictures
@@ -46,7 +47,7 @@ def test_temperature_flattens_and_its_square_keeps_the_gradient():
 @pytest.mark.parametrize("call", [
     lambda: distill.soften(maps(1), 0),
     lambda: distill.distillation_loss(maps(1), maps(2), torch.tensor(0.0), 2.0, 1.5),
-    lambda: distill.Student(10),
+    lambda: PoseTiny(width=12),
     lambda: distill.paired_gain([0.1], [0.2]),
     lambda: distill.paired_gain([0.1, 0.2], [0.2]),
 ])  # fmt: skip
@@ -56,7 +57,7 @@ def test_bad_values_are_named(call):
 
 
 def test_student_is_small_keeps_the_shape_and_fits():
-    student, x = distill.Student(16), torch.zeros(2, 48, 16, 16)
+    student, x = PoseTiny(width=16), torch.zeros(2, *PoseTiny.input_shape)
     assert student(x).shape == (2, 14, 16, 16)
     assert list(dict(student.named_children())) == list(dict(PoseTiny().named_children()))
     big, small = (sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (PoseTiny(), student))
@@ -69,7 +70,7 @@ def tiny():
     poses = load("figures", "train", 64, progress=False)
     config = configure("quick", epochs=2, start_epoch=1, n_train=64, n_test=64, batch_size=32, weight_bits=4)
     torch.manual_seed(3)
-    return config, poses, distill.teacher_maps(PoseTiny(), poses.images)
+    return config, poses, heat_maps(PoseTiny(), poses.images)
 
 
 def test_training_repeats_and_the_teacher_matters(tiny):

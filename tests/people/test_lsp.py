@@ -1,12 +1,14 @@
 """The photograph loader, on tiny folders in the published layouts; and on the real set where a copy is at hand."""
 
 import os
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from qatcourse.people import lsp
 from qatcourse.pose.data import load
@@ -21,12 +23,12 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def truth() -> np.ndarray:
-    """Where the joints are, (COUNT, 14, 2), origin top left: inside the photograph, each person elsewhere."""
+    """Where the joints are, (COUNT, 14, 2), origin top left: middles of pixels of the photograph, each person elsewhere."""
     rng = np.random.default_rng(0)
-    return rng.uniform(20, 80, (COUNT, 14, 2)) + rng.uniform(0, 20, (COUNT, 1, 2))
+    return np.floor(rng.uniform(20, 80, (COUNT, 14, 2)) + rng.uniform(0, 20, (COUNT, 1, 2))) + 0.5
 
 
-def make(folder: Path, digits: int, first_axis: int = 14, flags: np.ndarray | None = None, numbers=range(1, COUNT + 1)) -> Path:
+def make(folder: Path, digits: int, order=(1, 2, 0), flags: np.ndarray | None = None, numbers=range(1, COUNT + 1)) -> Path:
     """A folder with grey photographs in which a white square of 5x5 pixels marks joint 0, and matching labels."""
     points = truth()
     flags = np.ones((COUNT, 14)) if flags is None else flags
@@ -37,24 +39,79 @@ def make(folder: Path, digits: int, first_axis: int = 14, flags: np.ndarray | No
         pixels[y - 2 : y + 3, x - 2 : x + 3] = 255
         Image.fromarray(pixels).save(folder / "images" / f"im{number:0{digits}d}.jpg", quality=95)
     table = np.concatenate([points + 0.5, flags[..., None]], axis=2)  # MATLAB's pixel centres are whole numbers from 1
-    savemat(folder / "joints.mat", {"joints": table.transpose((1, 2, 0) if first_axis == 14 else (2, 1, 0))})
+    savemat(folder / "joints.mat", {"joints": table.transpose(order)})
     return folder
 
 
-@pytest.mark.parametrize("first_axis", [3, 14])
-@pytest.mark.parametrize("digits", [4, 5])
-def test_joints_land_on_what_they_mark(tmp_path, digits, first_axis):
-    flags = np.zeros((COUNT, 14)) if digits == 4 else np.ones((COUNT, 14))
-    people = load(f"lsp:{make(tmp_path / 'set', digits, first_axis, flags)}", "train", progress=False)
-    assert len(people) == (COUNT if digits == 4 else COUNT * 9 // 10)
-    assert people.labelled.all() and people.visible.all()
+def check_places(people) -> None:
+    """Joint 0 lies where the white square does; a quarter of a photograph's pixel for resampling and JPEG."""
     for image, joint in zip(people.images, people.joints[:, 0]):
         weight = np.maximum(image[..., 0].astype(float) - 100, 0)
         rows, columns = np.indices(weight.shape) + 0.5
         centre = np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
-        # the square's middle is at most half a photograph pixel (< 0.5 here) from the joint; 0.25 for resampling and JPEG
-        assert np.abs(centre - joint).max() < 0.75
-    assert people.joints.min() > 5 and people.joints.max() < 59  # the margin on every side
+        assert np.abs(centre - joint).max() < 0.25 * people.side / 64
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("digits", [4, 5])
+def test_joints_land_on_what_they_mark(tmp_path, digits, side):
+    flags = np.zeros((COUNT, 14)) if digits == 4 else np.ones((COUNT, 14))
+    people = load(f"lsp:{make(tmp_path / 'set', digits, flags=flags)}", "train", progress=False, side=side)
+    assert len(people) == (COUNT if digits == 4 else COUNT * 9 // 10)
+    assert people.side == side and people.labelled.all() and people.visible.all()
+    check_places(people)
+    assert people.joints.min() > 5 / 64 * side and people.joints.max() < 59 / 64 * side  # the margin on every side
+    assert np.array_equal(people.images, load(f"lsp:{tmp_path / 'set'}", "train", progress=False, side=side).images)
+
+
+def test_pictures_may_be_missing_and_have_other_endings(tmp_path):
+    folder = make(tmp_path / "set", 5, numbers=[2, 3, 5, 7, 8, 13, 14, 15, 19, 20])
+    for number, ending in ((3, ".JPG"), (7, ".jpeg"), (13, ".Jpeg")):
+        (folder / f"images/im{number:05d}.jpg").rename(folder / f"images/im{number:05d}{ending}")
+    (folder / "images" / "notes.txt").write_text("no picture")
+    people = load(f"lsp:{folder}", "train", progress=False)
+    assert len(people) == 9 and people.side == 128
+    check_places(people)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 1, 0), (0, 1, 2), (0, 2, 1)], ids=["14 3 N", "3 14 N", "N 14 3", "N 3 14"])
+def test_joints_are_read_in_any_order_of_axes(tmp_path, order):
+    flags = (np.random.default_rng(1).random((COUNT, 14)) < 0.5).astype(float)
+    joints, found = lsp.read_joints(make(tmp_path / "set", 5, order, flags) / "joints.mat")
+    assert np.array_equal(joints, truth()) and np.array_equal(found, flags == 1)
+
+
+def as_matlab_73(folder: Path, name: str = "joints") -> Path:
+    """The joints.mat of `folder` as MATLAB 7.3 writes it: HDF5 with the axes reversed, behind 512 bytes of MATLAB's own."""
+    table = loadmat(folder / "joints.mat")["joints"]
+    with h5py.File(folder / "joints.mat", "w", userblock_size=512) as file:
+        file[name] = table.T
+    with open(folder / "joints.mat", "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64")
+    return folder / "joints.mat"
+
+
+def test_a_file_of_matlab_73_is_read_where_h5py_is_installed(tmp_path, monkeypatch):
+    path = as_matlab_73(make(tmp_path / "set", 5))
+    assert np.array_equal(lsp.read_joints(path)[0], truth())
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "h5py", None)
+        with pytest.raises(ImportError, match=r"joints.mat is of MATLAB 7.3 \(HDF5\); .*: pip install h5py"):
+            lsp.read_joints(path)
+    with pytest.raises(ValueError, match="joints.mat holds no array `joints`"):
+        lsp.read_joints(as_matlab_73(make(tmp_path / "other", 5), "names"))
+    truncate(path)
+    with pytest.raises(ValueError, match="joints.mat is damaged"):
+        lsp.read_joints(path)
+
+
+def test_beyond_the_photograph_all_is_grey():
+    pixels = np.random.default_rng(0).integers(129, 256, (100, 110, 3), dtype=np.uint8)
+    extent = np.array([[5.0, 10.0], [105.0, 90.0]])  # 100 pixels wide: the square is 192, one pixel for each of the crop
+    found, joints = lsp.crop(Image.fromarray(pixels), extent, np.ones(2, bool))
+    expected = np.full((192, 192, 3), 128, np.uint8)
+    expected[46:146, 41:151] = pixels
+    assert np.array_equal(found, expected) and np.allclose(joints, extent + (41, 46))
 
 
 def test_flags_mean_hidden_in_lsp_and_labelled_in_the_extended_set(tmp_path):
@@ -73,7 +130,7 @@ def test_a_joint_outside_the_photograph_is_not_labelled(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "truth", lambda: points)
     people = load(f"lsp:{make(tmp_path / 'set', 5)}", "train", progress=False)
     assert np.argwhere(~people.labelled).tolist() == [[3, 5]]
-    assert people.joints[3, 5].tolist() == [0, 0]
+    assert not people.visible[3, 5] and np.isfinite(people.joints).all()
 
 
 def test_splits_share_no_picture_and_part_of_a_set_is_enough(tmp_path):
@@ -149,6 +206,7 @@ def truncate(path: Path) -> None:
         (lambda f: [p.unlink() for p in (f / "images").iterdir()], FileNotFoundError, "images holds no picture"),
         (lambda f: (f / "images").rename(f / "pictures"), FileNotFoundError, "there is no folder .*images"),
         (lambda f: (f / "images/im00001.jpg").rename(f / "images/im0001.jpg"), ValueError, "mixes names"),
+        (lambda f: (f / "images/im00001.JPG").write_bytes(b""), ValueError, "picture 00001 under two names .*; remove one of them"),
         (lambda f: f.rename(f.with_name("elsewhere")), FileNotFoundError, "there is no folder .*set"),
     ],
 )

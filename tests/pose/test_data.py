@@ -1,4 +1,4 @@
-"""The pose data's interface: what it accepts, the chip's input codes, and mirroring."""
+"""The pose data's interface: what it accepts, the chip's input codes, and how photographs are moved in training."""
 
 import subprocess
 import sys
@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from qatcourse.people import CENTRAL, STORED
 from qatcourse.people.body import JOINTS
-from qatcourse.pose.data import MIRRORED, PoseSet, augment, load, to_codes, to_input, warp
+from qatcourse.pose.data import MIRRORED, SHIFT, TURN, ZOOM, Moves, PoseSet, augment, load, moved, moved_joints, to_codes, to_input
 from qatlib import ai8x
 
 
-def people(n: int = 6, seed: int = 0) -> dict:
+def people(n: int = 6, seed: int = 0, side: int = 64) -> dict:
     rng = np.random.default_rng(seed)
     labelled = rng.random((n, 14)) < 0.8
     return {
-        "images": rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8),
-        "joints": rng.uniform(0, 64, (n, 14, 2)).astype(np.float32),
+        "images": rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),
+        "joints": rng.uniform(0, side, (n, 14, 2)).astype(np.float32),
         "labelled": labelled,
         "visible": labelled & (rng.random((n, 14)) < 0.8),
     }
@@ -65,10 +66,11 @@ def put(name, index, value):
         (change("visible", lambda a: a[:, :13]), ValueError, r"visible has shape \(6, 13\)"),
         (change("visible", lambda a: ~a), ValueError, "visible is True where labelled is False"),
         (put("joints", (0, 0, 0), np.nan), ValueError, "joints holds NaN"),
+        (change("crops", lambda a: a[:5]), ValueError, r"crops has shape \(5, 192, 192, 3\); expected \(6, 192, 192, 3\)"),
     ],
 )
 def test_a_malformed_pose_set_is_refused_in_a_sentence(damage, error, says):
-    parts = people()
+    parts = people() | {"crops": np.zeros((6, STORED, STORED, 3), np.uint8)}
     damage(parts)
     with pytest.raises(error, match=says):
         PoseSet(**parts)
@@ -100,17 +102,24 @@ def test_what_cannot_be_loaded_is_refused_in_a_sentence(arguments, says):
         load(*arguments, progress=False)
 
 
-def test_codes_are_the_folded_picture_minus_128():
-    images = people()["images"]
+@pytest.mark.parametrize(("spec", "side"), [("figures", 128), ("figures", 0), ("lsp:/x", 192), ("lsp:/x", 64.0), ("lsp:/x", "128")])
+def test_sides_that_there_are_not_are_refused(spec, side):
+    with pytest.raises(ValueError, match=f"side = {side!r}: drawn people have 64 pixels, photographs 64 or 128; choose one"):
+        load(spec, "train", 4, side=side, progress=False)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_codes_are_the_folded_picture_minus_128(side):
+    images, fold = people(side=side)["images"], side // 32
     picture = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.int16) - 128
-    assert np.array_equal(to_codes(images), ai8x.fold(4)(picture).numpy().astype(np.int8))
-    assert to_codes(images)[3, (2 * 4 + 1) * 3 + 2, 5, 7] == int(images[3, 4 * 5 + 2, 4 * 7 + 1, 2]) - 128
+    assert np.array_equal(to_codes(images), ai8x.fold(fold)(picture).numpy().astype(np.int8))
+    assert to_codes(images)[3, fold * 3 + 3 + 2, 5, 7] == int(images[3, fold * 5 + 1, fold * 7 + 1, 2]) - 128
 
 
 def test_inputs_are_the_codes_over_128():
     images = people()["images"]
     x = to_input(images)
-    assert x.dtype == torch.float32 and x.shape == (6, 48, 16, 16)
+    assert x.dtype == torch.float32 and x.shape == (6, 12, 32, 32)
     assert torch.equal(x * 128, torch.from_numpy(to_codes(images)).float())
     with pytest.raises(TypeError, match="images must be a NumPy array of uint8, not float64"):
         to_input(images / 255)
@@ -122,56 +131,113 @@ def test_codes_need_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-class Fixed:
-    """Stands in for a random generator: `random` gives the flags asked for, `uniform` the middle (1, 1, 128: no jitter)."""
-
-    def __init__(self, mirror):
-        self.mirror = mirror
-
-    def random(self, n):
-        return np.where(self.mirror, 0.0, 1.0)
-
-    def uniform(self, low, high, size):
-        return np.full(size, (low + high) / 2)
+RIGHT, LEFT = JOINTS.index("r wrist"), JOINTS.index("l wrist")
 
 
-def test_mirroring_swaps_left_and_right_and_twice_is_nothing():
-    parts = people()
-    given = parts["images"], parts["joints"], parts["labelled"]
-    before = [part.copy() for part in given]
-    images, joints, labelled = augment(*given, Fixed(np.array([True, False] * 3)))
-    assert all(np.array_equal(a, b) for a, b in zip(given, before))
-    assert np.array_equal(images[1::2], given[0][1::2]) and np.array_equal(joints[1::2], given[1][1::2])
-    assert np.array_equal(images[0], given[0][0, :, ::-1])
-    right, left = JOINTS.index("r wrist"), JOINTS.index("l wrist")
-    assert np.array_equal(joints[0, right], [64 - given[1][0, left, 0], given[1][0, left, 1]])
-    assert np.array_equal(labelled[0, right], given[2][0, left])
-    back = augment(images, joints, labelled, Fixed(np.array([True, False] * 3)))
-    assert np.array_equal(back[0], given[0]) and np.array_equal(back[2], given[2])
-    assert np.abs(back[1] - given[1]).max() <= 2**-18  # each 64 - x is off by half a float32 step, 2^-19 below 64
+def still(n: int, **changes) -> Moves:
+    return Moves(np.zeros(n), np.zeros(n), np.zeros((n, 2)), np.zeros(n, bool))._replace(**changes)
+
+
+def any_moves(n: int, rng) -> Moves:
+    angle, zoom = (rng.uniform(-limit, limit, n) for limit in (np.radians(TURN), np.log(ZOOM)))
+    return Moves(angle, zoom, rng.uniform(-SHIFT, SHIFT, (n, 2)), rng.random(n) < 0.5)
+
+
+def marked(n: int, side: int, rng) -> PoseSet:
+    """Grey photographs in which a red square is the left wrist and a blue one the right; both, and nothing else, are labelled."""
+    crops, joints = np.full((n, STORED, STORED, 3), 128, np.uint8), np.zeros((n, 14, 2), np.float32)
+    for crop, joint in zip(crops, joints):
+        for which, colour in ((LEFT, 0), (RIGHT, 2)):
+            x, y = rng.integers(70, 90) + (30 if which == LEFT else 0), rng.integers(76, 116)
+            crop[y - 4 : y + 5, x - 4 : x + 5, colour] = 255
+            joint[which] = (np.array([x, y]) + 0.5 - STORED / 2) * side / CENTRAL + side / 2
+    labelled = np.isin(np.arange(14), (LEFT, RIGHT)) & np.ones((n, 1), bool)
+    return PoseSet(moved(crops, side, still(n)), joints, labelled, labelled, "lsp", crops)
+
+
+def centre(image: np.ndarray, colour: int) -> np.ndarray:
+    weight = np.abs(image[..., colour].astype(float) - image[0, 0, colour])
+    rows, columns = np.indices(weight.shape) + 0.5
+    return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
+
+
+def test_without_a_move_a_picture_is_the_middle_of_its_crop():
+    crops = np.random.default_rng(0).integers(0, 256, (70, STORED, STORED, 3), dtype=np.uint8)  # more than one part of 64
+    middle = crops[:, 32:160, 32:160]
+    assert np.array_equal(moved(crops, 128, still(70)), middle)
+    means = middle.reshape(70, 64, 2, 64, 2, 3).mean(axis=(2, 4))
+    assert np.abs(moved(crops, 64, still(70)) - means).max() <= 0.5 + 1e-3  # halves go either way
+
+
+def test_what_lies_around_the_middle_comes_in_and_beyond_the_crop_all_is_grey():
+    crops = np.full((1, STORED, STORED, 3), 200, np.uint8)
+    half = moved(crops, 128, still(1, zoom=np.log([0.5])))[0, :, :, 0]  # the crop's 192 pixels in the middle 96
+    assert (half[17:111, 17:111] == 200).all() and (half[:15] == 128).all() and (half[:, 113:] == 128).all()
+    extremes = Moves(np.radians([45.0]), np.zeros(1), np.zeros((1, 2)), np.zeros(1, bool))
+    assert (moved(crops, 64, extremes) == 200).all()  # 128 times the root of 2 is below 192
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_joints_move_with_their_pixels(side):
+    rng = np.random.default_rng(side)
+    poses, moves = marked(40, side, rng), any_moves(40, rng)
+    images, joints = moved(poses.crops, side, moves), moved_joints(poses.joints, side, moves)
+    assert joints.dtype == np.float32 and images.shape == poses.images.shape
+    for image, joint, mirrored in zip(images, joints, moves.mirrored):
+        red, blue = (RIGHT, LEFT) if mirrored else (LEFT, RIGHT)
+        assert np.abs(centre(image, 0) - joint[red]).max() < 0.1 and np.abs(centre(image, 2) - joint[blue]).max() < 0.1
+    assert 5 < moves.mirrored.sum() < 35 and np.abs(joints - poses.joints)[:, [LEFT, RIGHT]].max() > side / 16
+
+
+def test_each_move_is_what_its_name_says():
+    corner = np.full((1, 14, 2), [48.0, 32.0], np.float32)  # right of the middle of a picture of 64 pixels
+
+    def goes(**change):
+        return moved_joints(corner, 64, still(1, **change))[0, 0].tolist()
+
+    assert goes() == [48, 32] and goes(mirrored=np.array([True])) == [16, 32]
+    assert goes(angle=np.radians([90.0])) == pytest.approx([32, 48])  # clockwise: to the bottom
+    assert goes(zoom=np.log([1.5])) == pytest.approx([56, 32]) and goes(shift=np.array([[0.25, -0.5]])) == [64, 0]
+    both = goes(angle=np.radians([90.0]), mirrored=np.array([True]))
+    assert both == pytest.approx([32, 16])  # mirrored first
     assert sorted(MIRRORED) == list(range(14)) and [JOINTS[j][2:] for j in MIRRORED[:12]] == [name[2:] for name in JOINTS[:12]]
 
 
-def test_augmented_people_are_still_a_pose_set_and_depend_on_the_generator_alone(figures):
-    given = figures.images, figures.joints, figures.labelled
-    first = augment(*given, np.random.default_rng(5))
-    again = augment(*given, np.random.default_rng(5))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again))
-    PoseSet(*first, first[2])
-    assert not np.array_equal(first[0], figures.images)
-    darker = first[0].astype(int).mean(axis=(1, 2, 3)) - figures.images.astype(int).mean(axis=(1, 2, 3))
+@pytest.mark.parametrize("side", [64, 128])
+def test_augmented_photographs_know_left_from_right(side):
+    poses = marked(60, side, np.random.default_rng(1))
+    poses.labelled[:, RIGHT] = False
+    given = [part.copy() for part in (poses.images, poses.joints, poses.labelled, poses.crops)]
+    images, joints, labelled = augment(poses, np.random.default_rng(2))
+    assert all(np.array_equal(a, b) for a, b in zip(given, (poses.images, poses.joints, poses.labelled, poses.crops)))
+    assert (labelled.sum(axis=1) == 1).all() and 15 < labelled[:, RIGHT].sum() < 45 and labelled[:, [LEFT, RIGHT]].any(axis=1).all()
+    for image, joint in zip(images, joints[labelled]):
+        assert np.abs(centre(image, 0) - joint).max() < 0.2  # colours vary, too, and are rounded
+    assert PoseSet(images, joints, labelled, labelled).side == side
+    again = augment(poses, np.random.default_rng(2))
+    assert all(np.array_equal(a, b) for a, b in zip((images, joints, labelled), again))
+    assert not np.array_equal(images, augment(poses, np.random.default_rng(3))[0])
+
+
+def test_joints_that_leave_the_picture_are_not_labelled():
+    poses = marked(60, 64, np.random.default_rng(1))
+    poses.joints[:, LEFT] = 63
+    _, joints, labelled = augment(poses, np.random.default_rng(2))
+    inside = ((joints >= 0) & (joints < 64)).all(axis=2)
+    assert (labelled[:, [LEFT, RIGHT]] == inside[:, [LEFT, RIGHT]]).all() and 20 < labelled.sum() < 110
+    assert labelled.sum() == labelled[:, [LEFT, RIGHT]].sum()
+
+
+def test_augmented_drawn_people_keep_their_places_and_depend_on_the_generator_alone(figures):
+    images, joints, labelled = augment(figures, np.random.default_rng(5))
+    assert np.array_equal(images, augment(figures, np.random.default_rng(5))[0])
+    assert np.array_equal(joints, figures.joints) and np.array_equal(labelled, figures.labelled)
+    assert not np.array_equal(images, figures.images)
+    darker = images.astype(int).mean(axis=(1, 2, 3)) - figures.images.astype(int).mean(axis=(1, 2, 3))
     assert np.abs(darker).max() < 16 + 128 * (1.15 * 1.06 - 1) + 1  # offset, gain at the ends of the range, rounding
 
 
-def test_warp_moves_joints_with_their_pixels():
-    rng = np.random.default_rng(0)
-    images, joints = np.zeros((16, 64, 64, 3), np.uint8), np.zeros((16, 14, 2), np.float32)
-    for image, joint, (x, y) in zip(images, joints, rng.integers(20, 44, (16, 2))):
-        image[y - 1 : y + 2, x - 1 : x + 2] = 255
-        joint[:] = (x + 0.5, y + 0.5)
-    warped, moved, labelled = warp(images, joints, np.ones((16, 14), bool), rng)
-    centres = np.arange(64) + 0.5
-    for image, joint in zip(warped[..., 0].astype(np.float64), moved):
-        centre = np.array([(image.sum(0) * centres).sum(), (image.sum(1) * centres).sum()]) / image.sum()
-        assert np.abs(centre - joint[0]).max() < 0.1  # bilinear interpolation moves the centre of a 3x3 dot by less than that
-    assert labelled.all() and np.abs(moved - joints).max() > 2
+def test_selected_photographs_bring_their_crops():
+    poses = marked(6, 64, np.random.default_rng(0))
+    assert np.array_equal(poses[[4, 1]].crops, poses.crops[[4, 1]]) and poses[2].crops.shape == (1, STORED, STORED, 3)
+    assert poses.subset(4).crops.shape[0] == 4 and PoseSet(**people())[:2].crops is None

@@ -48,6 +48,8 @@ def test_heat_maps_and_shares_tell_their_numbers():
     heat[3, 5] = 2.5
     sentence = viz.heat_maps(IMAGES[0], {"float": heat}, np.array([[22.0, 14.0]]), "neck")[1]
     assert "values 0 to 2.5" in sentence and "(22.0, 14.0)" in sentence
+    larger, _ = viz.heat_maps(IMAGES[0].repeat(2, axis=0).repeat(2, axis=1), {"float": heat}, np.array([[44.0, 28.0]]))
+    assert [axis.images[0].get_extent() for axis in larger.axes[:2]] == [[0, 128, 128, 0]] * 2
     assert "head with 98.9 %" in viz.shares({"conv1": 0.04, "head": 98.93}, "%")[1]
     fig, _ = viz.shares({"conv1.weight": 147_456, "head": 840}, "bytes")
     fig.canvas.draw()

@@ -1,6 +1,7 @@
 """The recipe: bad input is refused before any work, the same seed gives the same file, a stop changes nothing."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from qatcourse import train_pose_tiny
 from qatcourse.keeper.reference import PRETRAINED
 from qatcourse.pose import train as recipe
-from qatcourse.pose.data import load, to_codes, to_input
+from qatcourse.pose.data import PoseSet, load, to_codes, to_input
 from qatcourse.pose.evaluate import calibrated_ptq, calibration_batches, predict
 from qatlib.integer import quantize_model
 from qatlib.integer.engine import Integer, real_values
@@ -25,6 +26,41 @@ def test_quantization_starts_however_few_epochs_there_are(preset, epochs):
     with pytest.raises(ValueError, match=f"start_epoch is {epochs} of {epochs} epochs, so quantization would never start; choose"):
         recipe.configure(preset, epochs=epochs, start_epoch=epochs)
     assert recipe.configure(preset, epochs=epochs, start_epoch=epochs, weight_bits=None).weight_bits is None
+
+
+def test_photographs_have_settings_of_their_own():
+    def settings(*arguments, **options):
+        made = recipe.configure(*arguments, **options)
+        return made.side, made.epochs, made.start_epoch, made.n_train, made.n_test, made.batch_size, made.teacher_epochs
+
+    assert settings("quick", data="lsp:/x") == (128, 30, 24, 9000, 1000, 32, 0)
+    assert settings("full", data="lsp:/x") == (128, 76, 70, 9000, 1000, 32, 40)
+    assert settings("smoke", data="lsp:/x") == (128, 3, 2, 200, 100, 32, 0)
+    assert settings("quick", data="lsp:/x", side=64, epochs=10, batch_size=16) == (64, 10, 7, 9000, 1000, 16, 0)
+    assert settings("quick") == settings("quick", data="figures") == (64, 12, 9, 6400, 1000, 64, 0)
+    assert recipe.configure("quick").weight_decay == 1e-4 and recipe.configure("quick", data="lsp:/x").weight_decay == 0.05
+
+
+@pytest.mark.parametrize("side", [0, 32, 64.0, "128", True])
+def test_other_sides_are_refused(side):
+    with pytest.raises(ValueError, match="side is .*; choose one of 64, 128 pixels"):
+        recipe.configure("smoke", side=side)
+    assert recipe.configure("smoke", side=None).side == 64
+
+
+def test_ahead_gives_all_in_order_and_makes_one_at_a_time():
+    made = []
+    items = (made.append(i) or i for i in range(20))
+    for i, item in enumerate(recipe.ahead(items)):
+        assert item == i and len(made) <= i + 2
+    assert made == list(range(20)) and list(recipe.ahead(iter([]))) == []
+
+
+def test_ahead_passes_problems_on_where_they_belong():
+    seen, items = [], (6 // (3 - i) for i in range(5))
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(item for item in recipe.ahead(items) if seen.append(item))
+    assert seen == [2, 3, 6]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +214,7 @@ FORGED = [
     (("optimizer", "state"), {}, "optimizer's state does not belong to this network"),
     (("optimizer", "state", 9), {"step": torch.tensor(3.0)}, "optimizer's state does not belong to this network"),
     (("optimizer", "state", 9, "exp_avg"), torch.zeros(3), "optimizer's state does not belong to this network"),
-    (("optimizer", "state", 9, "exp_avg_sq"), torch.zeros(64, 48, 3, 3) - 1, "optimizer's state does not belong to this network"),
+    (("optimizer", "state", 9, "exp_avg_sq"), torch.zeros(32, 12, 3, 3) - 1, "optimizer's state does not belong to this network"),
 ]
 
 
@@ -222,6 +258,41 @@ def test_a_stop_during_the_last_evaluation_keeps_the_network(poses, once, monkey
     assert all(torch.equal(value, expected[key]) for key, value in result.model.state_dict().items())
 
 
+def test_every_epoch_is_told_where_that_is_asked_for(poses, monkeypatch, capsys):
+    def lines(**options):
+        recipe.train(dataclasses.replace(TINY, weight_bits=None, epochs=2), train_poses=poses[1], test_poses=poses[1], **options)
+        said = capsys.readouterr()
+        return re.findall(r"(?:^|\r)epoch +(\d) of 2: loss \d\.\d{3}, PCK@0\.2 0\.\d{3}$", said.err, re.M), said.out
+
+    monkeypatch.delenv("QATLIB_EPOCHS", raising=False)
+    assert lines() == ([], "")
+    monkeypatch.setenv("QATLIB_EPOCHS", "1")
+    assert lines() == (["1", "2"], "") and lines(progress=False) == ([], "")
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (40, 192, 192, 3), dtype=np.uint8)
+    joints, seen = rng.uniform(10, 118, (40, 14, 2)).astype(np.float32), np.ones((40, 14), bool)
+    return PoseSet(crops[:, 32:160, 32:160].copy(), joints, seen, seen, "lsp", crops)
+
+
+def test_photographs_of_128_pixels_train_resume_and_export(poses, photographs, tmp_path):
+    config = recipe.configure("smoke", data="lsp:/x", epochs=2, start_epoch=1, n_train=40, n_test=20)
+    pair = photographs, photographs.subset(20)
+    whole = trained(pair, tmp_path, config)
+    (tmp_path / "final.pth").unlink()
+    again = trained(pair, tmp_path, config, resume=True)
+    assert again.metrics == whole.metrics and recipe.load_model(tmp_path / "final.pth").side == 128
+    with torch.no_grad():
+        expected = whole.model(to_input(pair[1].images))
+    compact = quantize_model(again.model, 8).compact
+    assert torch.equal(torch.from_numpy(real_values(compact, Integer(compact)(to_codes(pair[1].images)))), expected)
+    with pytest.raises(ValueError, match=r"shape \(.*, 48, 32, 32\); expected \(N, 12, 32, 32\)"):
+        predict(recipe.PoseTiny(), pair[1].images)
+
+
 def test_other_settings_cannot_resume(poses, once):
     with pytest.raises(ValueError, match="seed"):
         trained(poses, once[1], dataclasses.replace(TINY, seed=5), resume=True)
@@ -245,6 +316,6 @@ def test_values_outside_of_the_input_range_are_refused_by_the_integer_network(on
     quantized = quantize_model(once[0].model, 8)
     for value in (1.0, -1.01, 0.3):
         with pytest.raises(ValueError, match="1/128 grid"):
-            quantized(torch.full((1, 48, 16, 16), value))
+            quantized(torch.full((1, 12, 32, 32), value))
     with pytest.raises(ValueError, match=r"\[-128, 127\]"):
-        Integer(quantized.compact)(np.full((48, 16, 16), 128, np.int16))
+        Integer(quantized.compact)(np.full((12, 32, 32), 128, np.int16))

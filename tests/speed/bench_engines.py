@@ -20,7 +20,7 @@ from qatcourse.viz import table
 from qatlib import ai8x
 
 FP32 = "torch FP32"
-MIXED = {"conv1": {"weight_bits": 8}, "conv3": {"weight_bits": 2}, "up6": {"weight_bits": 8}, "head": {"weight_bits": 8}}
+MIXED = {"conv1": {"weight_bits": 8}, "conv3": {"weight_bits": 2}, "up8": {"weight_bits": 8}, "head": {"weight_bits": 8}}
 SHIFT = {"shift_quantile": 0.99}  # with 1, most 4- and 2-bit weights of this network would be zero
 FILES = ("model_8bit.pth", "model.onnx", "c", "max78000")
 

@@ -4,6 +4,7 @@ The machine's other work moves all variants alike, because they take turns: ever
 rotates.
 """
 
+import copy
 import statistics
 import time
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from qatcourse.viz import table
 from qatlib import ai8x
+from qatlib.ai8x.qat import layers
 
 QAT, QAT_QUANTILE, BN, NO_BN, TORCH_FAKE = (
     "qatlib QAT", "qatlib QAT, shift_quantile 0.995", "torch conv+BN+ReLU", "torch conv+ReLU", "torch fake_quantize",
@@ -61,20 +63,17 @@ class TorchFakeQuantize(nn.Module):
 
 
 def twin(model: nn.Module, variant: str) -> nn.Module:
-    """A sequential ai8x network, rebuilt from plain torch modules with its pooling, operators and activations."""
-    parts: list[nn.Module] = []
-    for layer in (m for m in model.modules() if isinstance(m, ai8x.QuantizationAwareModule)):
-        relu = layer.activation == "ReLU"
-        op = layer.op
-        parts += [layer.pool] if layer.pool is not None else []
-        parts += [nn.Flatten()] if isinstance(op, nn.Linear) else []
+    """A copy of a float ai8x network in which each layer is torch's own pooling, operator and activation; sums stay."""
+    model = copy.deepcopy(model)
+    for name, layer in layers(model).items():
+        relu, op = layer.activation == "ReLU", layer.op
+        parts = [layer.pool] if layer.pool is not None else []
         if variant == TORCH_FAKE:
             parts.append(TorchFakeQuantize(op, relu))
-            continue
-        parts.append(op)
-        parts += [layer.bn] if variant == BN and layer.bn is not None else []
-        parts += [nn.ReLU()] if relu else []
-    return nn.Sequential(*parts)
+        else:
+            parts += [op, *([layer.bn] if variant == BN and layer.bn is not None else []), *([nn.ReLU()] if relu else [])]
+        model.set_submodule(name, nn.Sequential(*parts))
+    return model
 
 
 def build(network, variant: str) -> nn.Module:

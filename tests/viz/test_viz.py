@@ -67,6 +67,8 @@ def test_sentences_state_measured_numbers():
     assert "1 differ" in sentence and "largest difference is 2" in sentence
     assert "all are equal" in viz.expected_and_got([1, 2], [1, 2])[1]
     assert "'guess' lies 5.0 pixels" in FIGURES["skeletons"]()[1]
+    other_people = viz.skeletons(np.zeros((2, 3, 128, 128, 3), np.uint8), [JOINTS, JOINTS], ["best", "worst"])
+    assert "'best' and 'worst'" in other_people[1] and "lies" not in other_people[1] and len(other_people[0].axes) == 6
     assert "FP32 goes from 3 to 1" in FIGURES["curves"]()[1]
 
 

@@ -1,4 +1,4 @@
-"""The twelve lessons: what each gives, what it needs, how long it takes (`python -m qatcourse.keeper.notebooks --time`).
+"""The thirteen lessons: what each gives, what it needs, how long it takes (`python -m qatcourse.keeper.notebooks --time`).
 
 Minutes for a reader are an estimate (reading, predicting, exercises). Seconds to run are measured and kept in
 data/lesson_seconds.json with the computer they were measured on; a lesson that was never measured has none.
@@ -46,6 +46,7 @@ LESSONS = (
     Lesson("09", "sweep", "Sweeps and mixed precision", "many runs, mixed bits, the Pareto front", ("05",), 25),
     Lesson("10", "claims", "The claims page", "what to believe of a QAT text", ("04",), 30),
     Lesson("11", "break_it", "Break it", "ten bugs found and fixed", ("06", "07"), 40),
+    Lesson("12", "two_answers", "Two answers", "why the mean of two answers is no answer", ("05",), 25),
 )
 
 

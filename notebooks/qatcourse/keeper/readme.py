@@ -58,19 +58,19 @@ def chip() -> str:
     )
 
 
-def drawn() -> str:
-    """The quick preset's table over every seed that was measured to the end."""
-    stored = load()
-    prefixes = [f"figures.quick.seed{seed}" for seed in range(3) if f"figures.quick.seed{seed}.bits2.qat.pixel_error" in stored]
-    seeds = f"{len(prefixes)} seeds, median and range" if len(prefixes) > 1 else "one seed"
-    return f"{accuracy(prefixes, (8, 4, 2))} ({seeds}.)"
+def seeds(group: str, bit_widths: tuple[int, ...]) -> str:
+    """The table of `group` over every seed that was measured to the end."""
+    stored, last = load(), f"bits{bit_widths[-1]}.qat.pixel_error"
+    prefixes = [f"{group}.seed{seed}" for seed in range(3) if f"{group}.seed{seed}.{last}" in stored]
+    how = f"{len(prefixes)} seeds, median and range" if len(prefixes) > 1 else "one seed"
+    return f"{accuracy(prefixes, bit_widths)} ({how}.)"
 
 
 SECTIONS = {
-    "drawn": drawn,
+    "drawn": lambda: seeds("figures.quick", (8, 4, 2)),
     "full": lambda: accuracy(["figures.full"], (8, 4, 2)),
     "short": lambda: accuracy(["short"], (8, 4, 2)),
-    "photographs": lambda: accuracy(["lsp"], (8, 4)),
+    "photographs": lambda: seeds("lsp", (8, 4)),
     "chip": chip,
 }
 

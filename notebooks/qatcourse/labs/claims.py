@@ -110,20 +110,20 @@ class Page:
         self.verdicts: dict[int, tuple[str, str, str]] = {}
 
     def holds(self, number: int, evidence: str) -> None:
-        self._settle(number, HOLDS, "", evidence)
+        self.settle(number, HOLDS, "", evidence)
 
     def when(self, number: int, condition: str, evidence: str) -> None:
         """The claim holds on a condition, written to follow the words 'holds when'."""
-        if not condition.strip():
-            raise ValueError(f"claim {number} holds when what? Name the condition")
-        self._settle(number, WHEN, condition, evidence)
+        self.settle(number, WHEN, condition, evidence)
 
     def false(self, number: int, evidence: str) -> None:
-        self._settle(number, FALSE, "", evidence)
+        self.settle(number, FALSE, "", evidence)
 
-    def _settle(self, number: int, verdict: str, condition: str, evidence: str) -> None:
+    def settle(self, number: int, verdict: str, condition: str, evidence: str) -> None:
         if number not in self.claims:
             raise ValueError(f"there is no claim {number}; they are numbered 1 to {max(self.claims)}")
+        if verdict == WHEN and not condition.strip():
+            raise ValueError(f"claim {number} holds when what? Name the condition")
         if not evidence.strip():
             raise ValueError(f"claim {number} needs evidence: the sentence that a measurement gave")
         self.verdicts[number] = (verdict, condition, evidence)
@@ -162,9 +162,6 @@ class Page:
 
 # --- measurements ----------------------------------------------------------------------------------------------------------
 
-OURS = ("pretrained", "short", "figures.full")  # stored runs that begin with the course's own float network
-PTQ_CONDITION = "weights have 4 bits on scales that suit them, in a float network trained as long as this course's"
-
 
 def losses(stored: dict, version: str) -> dict[int, dict[str, float]]:
     """bits -> run -> share of FP32's PCK that `version` ("naive", "ptq" or "qat") lost, over all runs in data/reference.json.
@@ -186,18 +183,20 @@ def span(values) -> str:
     return f"{min(values):.1f} to {max(values):.1f} %"
 
 
-def ptq_verdict(stored: dict) -> tuple[str, str]:
-    """(condition, evidence) for "PTQ often loses 5 to 10 %". AssertionError where the stored runs no longer bear them out."""
-    ptq, naive = losses(stored, "ptq"), losses(stored, "naive")
-    ours = [ptq[4][run] for run in OURS]
-    others = [share for run, share in ptq[4].items() if run not in OURS]
-    careless = [share for runs in naive.values() for share in runs.values()]
-    seldom = [*others, *ptq[8].values(), *ptq[2].values(), *careless]
-    assert all(0.05 <= share <= 0.10 for share in ours) and not any(0.05 <= share <= 0.10 for share in seldom)
-    return PTQ_CONDITION, (
-        f"4 bits lose {span(ours)} there, {span(others)} in shorter trainings and on photographs; calibrated 8 bits lose "
-        f"{span(ptq[8].values())}, 2 bits {span(ptq[2].values())}; uncalibrated {span(careless)}"
-    )
+def verdict(found: dict[int, dict[str, float]], low: float, high: float) -> tuple[str, str]:
+    """(verdict, condition) for "loses `low` to `high`" over the runs of `losses`; the condition names bits and how many runs."""
+    hits = {bits: sum(low <= share <= high for share in runs.values()) for bits, runs in found.items()}
+    where = [f"{bits} bits" + f" in {n} of {len(found[bits])} runs" * (n < len(found[bits])) for bits, n in hits.items() if n]
+    if not where or all(n == len(found[bits]) for bits, n in hits.items()):
+        return HOLDS if where else FALSE, ""
+    return WHEN, f"weights have {', or '.join(where)}"
+
+
+def ptq_verdict(stored: dict) -> tuple[str, str, str]:
+    """(verdict, condition, evidence) for "PTQ often loses 5 to 10 %", from calibrated runs; the evidence names the others too."""
+    ptq, careless = losses(stored, "ptq"), [share for runs in losses(stored, "naive").values() for share in runs.values()]
+    told = ", ".join(f"{bits} bits {span(runs.values())}" for bits, runs in ptq.items() if runs)
+    return *verdict(ptq, 0.05, 0.10), f"calibrated, {told}; uncalibrated, {span(careless)}"
 
 
 def jumps(rate, target: float = 0.3, scale: float = 1 / 8, steps: int = 100, start: float = 0.3) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from qatcourse.pose.data import PoseSet, load
 from qatcourse.pose.evaluate import calibration_batches, evaluate, untrained
-from qatcourse.pose.train import Config, load_model, read_checkpoint, save, train
+from qatcourse.pose.train import Config, load_model, read_checkpoint, save, taught, train
 from qatlib.files import write_atomic
 from qatlib.integer import quantize_model
 from qatlib.wording import columns
@@ -17,7 +17,7 @@ from qatlib.wording import columns
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """One version of the network: PCK@0.2 (torso), PCKh@0.5, mean pixel error of the 64x64 picture, bytes of its weights' file."""
+    """One version of the network: PCK@0.2 (torso), PCKh@0.5, mean error in pixels of the picture, bytes of its weights' file."""
 
     version: str
     weight_bits: int
@@ -39,9 +39,15 @@ def integer_bytes(model) -> int:
     return file_bytes(quantize_model(model).state_dict())
 
 
-def further(init: dict, train_poses: PoseSet, test_poses: PoseSet, progress: bool = True):
-    """Config -> network: trains the float network with the state dict `init` on."""
-    return lambda goal: train(goal, init=init, train_poses=train_poses, test_poses=test_poses, progress=progress).model
+def further(init: dict, train_poses: PoseSet, test_poses: PoseSet, progress: bool = True, teacher=None):
+    """Config -> network: trains the float network with the state dict `init` on, from `teacher`, too, where there is one."""
+    poses = {"train_poses": train_poses, "test_poses": test_poses, "progress": progress}
+    return lambda goal: train(goal, init=init, teacher=teacher, **poses).model
+
+
+def teacher_of(folder: Path, config: Config, *poses):
+    """The teacher that the run in `folder` had, None where it had none."""
+    return taught(config, folder / "teacher.pth", True, *poses) if config.teacher_epochs else None
 
 
 def fair(config: Config, train_on, batches, longer=None, qat=None) -> dict:
@@ -61,9 +67,10 @@ def compare(
     folder = Path(folder)
     saved = read_checkpoint(folder / "float.pth")
     config = Config(**saved["config"])
-    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress=progress)
-    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress)
-    train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress), calibration_batches(train_poses)
+    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress, config.side)
+    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress, side=config.side)
+    teacher = teacher_of(folder, config, train_poses, test_poses)
+    train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress, teacher), calibration_batches(train_poses)
     found = fair(config, train_on, batches, qat=load_model(folder / "final.pth"))
     in_float = dataclasses.replace(config, weight_bits=None, overrides={})
     save(folder / "float_longer.pth", found["float"], in_float, config.epochs, [])

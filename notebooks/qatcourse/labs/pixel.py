@@ -65,16 +65,18 @@ def one_code(model: CompactModel, op: dict, x: np.ndarray, channel: int, row: in
 def follow(model: CompactModel, codes: np.ndarray, row: int, column: int, last_channel: int) -> list[Stage]:
     """The layers' codes at one place of the picture: in each layer the strongest channel there, `last_channel` in the last.
 
-    `codes`: one input (C, H, W); `row`, `column`: its cell. Pooling halves the place, a transposed convolution doubles it.
+    `codes`: one input (C, H, W); `row`, `column`: its cell. Pooling halves the place, a transposed convolution doubles it. Sums of
+    two layers' codes have no weights: they are passed, at the place of their first operand.
     """
     kept = Integer(model)(codes, keep=True)
     steps, places = [], {"input": (row, column)}
     for op in model.ops:
         before = places[op["inputs"][0]]
-        if op["pool"]:
+        if op.get("pool"):
             before = tuple(p // s for p, s in zip(before, op["pool"]["stride"]))
-        place = tuple(p * s for p, s in zip(before, op["stride"]))
-        places[op["name"]] = place
+        places[op["name"]] = place = tuple(p * s for p, s in zip(before, op.get("stride", (1, 1))))
+        if op["kind"] == "add":
+            continue
         strongest = int(kept[op["name"]][:, *place].argmax()) if op is not model.ops[-1] else last_channel
         steps.append(one_code(model, op, kept[op["inputs"][0]], strongest, *place))
     return steps

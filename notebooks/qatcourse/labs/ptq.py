@@ -6,14 +6,14 @@ import math
 import torch
 
 from qatcourse.pose.data import PoseSet
-from qatcourse.pose.evaluate import evaluate, qat_policy
+from qatcourse.pose.evaluate import calibrated_ptq, evaluate, qat_policy
 from qatcourse.pose.train import batch_loss
 from qatcourse.viz.inspection import outputs_of
 from qatlib import ai8x
 from qatlib.ai8x.qat import layers
 from qatlib.quantizers import round_half_up
 
-RUNS = ("figures.quick.seed0", "figures.quick.seed1", "figures.quick.seed2", "figures.full", "lsp")
+RUNS = (*(f"{group}.seed{seed}" for group in ("figures.quick", "lsp") for seed in range(3)), "figures.full")
 
 
 @torch.no_grad()
@@ -51,8 +51,10 @@ def outputs(model, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def limits(model, batches) -> dict[str, float]:
-    """The range +-limit that calibration chooses for each layer's output: the power of two with the smallest 8-bit error."""
-    return {name: 2.0**threshold for name, threshold in thresholds(model, batches).items()}
+    """The range +-limit that calibration gives each layer of a PoseTiny, by name: a power of two, the same where branches meet."""
+    calibrated = layers(calibrated_ptq(model, batches, 8))
+    stored = torch.tensor([layer.activation_threshold.item() for layer in calibrated.values()])
+    return dict(zip(calibrated, torch.exp2(stored.cumsum(0)).tolist()))  # stored relative to the input; one path visits all layers
 
 
 @torch.no_grad()
@@ -114,8 +116,9 @@ def stored_rows(stored: dict) -> list[dict]:
 
 def missing_runs(stored: dict) -> list[str]:
     """Commands that measure the runs which are not, or not wholly, in data/reference.json."""
-    whole = {run: len([row for row in stored_rows(stored) if row["run"] == run]) >= (2 if run == "lsp" else 3) for run in RUNS}
-    return [f"python -m qatcourse.keeper.reference {run}" for run, complete in whole.items() if not complete]
+    found = [row["run"] for row in stored_rows(stored)]
+    missing = [run for run in RUNS if found.count(run) < (2 if run.startswith("lsp") else 3)]
+    return [f"python -m qatcourse.keeper.reference {run}" for run in missing]
 
 
 CLAIMS = (

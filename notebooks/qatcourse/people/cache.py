@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from qatcourse import DATA, IN_CHECKOUT, ROOT
-from qatcourse.people.drawing import SIDE
 from qatlib.files import write_atomic
 
 
@@ -20,13 +19,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qatlib"
 
 
-def kept(path: Path, n: int, names: Sequence[str], make: Callable[[], tuple], outdated: Iterable[Path] = ()) -> tuple:
-    """Images, joints, labelled, visible of `n` people: from `path`, where `names` are their arrays, else from `make()`.
+def kept(path: Path, n: int, names: Sequence[str], side: int, make: Callable[[], tuple], outdated: Iterable[Path] = ()) -> tuple:
+    """Images (n, side, side, 3), joints, labelled, visible: from `path`, where `names` are their arrays, else from `make()`.
 
     A missing or damaged file is written anew, and `outdated` ones are removed; where nothing can be written the pictures are
     returned all the same. Raises what `make` raises.
     """
-    stored = _read(path, n, names)
+    stored = _read(path, n, names, side)
     if stored is not None:
         return stored
     people = make()
@@ -44,14 +43,14 @@ def _write(path: Path, arrays: dict) -> None:
         np.savez(file, **arrays)
 
 
-def _read(path: Path, n: int, names: Sequence[str]) -> tuple | None:
+def _read(path: Path, n: int, names: Sequence[str], side: int) -> tuple | None:
     """None where the file is missing or damaged (the archive's checksums find a changed byte)."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as archive:
             people = tuple(archive[name] for name in names)
-        if [part.shape for part in people] == [(n, SIDE, SIDE, 3), (n, 14, 2), (n, 14), (n, 14)]:
+        if [part.shape for part in people] == [(n, side, side, 3), (n, 14, 2), (n, 14), (n, 14)]:
             return people
     except Exception as problem:  # whatever zip, zlib or NumPy raise on damaged bytes
         print(f"{path.name} is damaged ({problem}); making the pictures again")

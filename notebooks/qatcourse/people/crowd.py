@@ -15,6 +15,7 @@ number of pictures (the first 10 of 1,000 are the 10 of 10). `drawing.py` says h
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -105,7 +106,8 @@ def _drawn_chunks(seed: int, chunks: range, difficulty: Difficulty, workers: int
 def _pool(workers: int) -> Executor:
     """Forked processes on Linux (the caller's script needs no `if __name__ == "__main__"`); elsewhere threads."""
     if sys.platform == "linux":
-        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
+        deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # half a result would block the others
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), **deaf)
     return ThreadPoolExecutor(workers)
 
 
@@ -145,7 +147,7 @@ def cached(n: int, seed: int, split: str, folder: str | os.PathLike | None = Non
     check_memory(n)
     outdated = set(folder.glob(f"{name}*.npz")) - {path}
     stream = 2 * int(seed) + SPLITS.index(split)
-    return PoseArrays(*kept(path, n, PoseArrays._fields, lambda: draw(n, stream, workers, progress), outdated))
+    return PoseArrays(*kept(path, n, PoseArrays._fields, drawing.SIDE, lambda: draw(n, stream, workers, progress), outdated))
 
 
 def _recipe() -> str:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
+from qatcourse.pose.data import GRID, SIDES
 from qatcourse.pose.model import PoseTiny
 from qatlib import ai8x
 from qatlib.ai8x.policy import load_policy
+from qatlib.ai8x.qat import layers
 from qatlib.export.network import check_state, with_state
 from qatlib.files import load
 from qatlib.files import save as write
@@ -23,6 +25,7 @@ def save(path: Path, model, config, epoch: int, history: list, optimizer=None) -
     """
     content = {
         "network": "qatcourse.pose.model:PoseTiny",
+        "arguments": {"side": model.side},
         "epoch": epoch,
         "config": dataclasses.asdict(config),
         "state_dict": model.state_dict(),
@@ -47,12 +50,14 @@ def load_model(path: str | Path) -> PoseTiny:
 
 
 def model_from(state_dict: dict) -> PoseTiny:
-    """A PoseTiny with `state_dict`; batch norm is left out where the state dict has none (it was fused).
+    """A PoseTiny with `state_dict`, for pictures as large as its first layer reads; without batch norm where it has none (fused).
 
     Raises ValueError for the state dict of another network.
     """
     check_state(state_dict)
-    return with_state(PoseTiny(), state_dict)
+    first = state_dict.get("conv1.op.weight", torch.empty(0, 0))
+    side = next((side for side in SIDES if first.dim() > 1 and first.shape[1] == 3 * (side // GRID) ** 2), SIDES[0])
+    return with_state(PoseTiny(side=side), state_dict)
 
 
 def restore(path: Path, config, model, optimizer):
@@ -68,8 +73,8 @@ def restore(path: Path, config, model, optimizer):
     _check_progress(content["epoch"], content["history"], config, path)
     restored = model_from(content["state_dict"])
     _check_bits(restored, content["epoch"], config, path)
-    for name, module in restored.named_modules():
-        if isinstance(module, ai8x.QuantizationAwareModule) and module.bn is None:
+    for name, module in layers(restored).items():
+        if module.bn is None:
             model.get_submodule(name).bn = None
     model.load_state_dict(content["state_dict"])
     ai8x.update_model(model)
@@ -103,7 +108,7 @@ def _check_progress(epoch: int, history: list, config, path: Path) -> None:
 
 def _check_bits(model: PoseTiny, epoch: int, config, path: Path) -> None:
     policy, quantized = load_policy(config.policy()), bool(config.weight_bits) and epoch > config.start_epoch
-    for name, layer in model.named_children():
+    for name, layer in layers(model).items():
         expected = policy.for_layer(name)[0] if quantized else 0
         if layer.weight_bits.item() != expected or (quantized and layer.bn is not None):
             found = f"{layer.weight_bits.item()} bits" + (" and batch norm" if layer.bn is not None else "")

@@ -10,21 +10,30 @@ from qatcourse.pose.data import PoseSet, check_images, to_input
 from qatlib import ai8x
 
 
-@torch.no_grad()
 def predict(model, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
-    """Joint positions (N, 14, 2), pixels, of uint8 pictures (N, 64, 64, 3).
+    """Joint positions (N, 14, 2), pixels, of uint8 pictures (N, S, S, 3), S the side that the network reads.
 
     Raises TypeError or ValueError for pictures of another kind, for none, and for a batch_size below 1.
     """
+    return _in_batches(model, model.coordinates, images, batch_size).numpy()
+
+
+def heat_maps(model, images: np.ndarray, batch_size: int = 250) -> torch.Tensor:
+    """The network's logits (N, 14, 16, 16), on the CPU; pictures and errors as in `predict`."""
+    return _in_batches(model, model.logits, images, batch_size)
+
+
+@torch.no_grad()
+def _in_batches(model, function, images: np.ndarray, batch_size: int) -> torch.Tensor:
     check_images(images)
     if not len(images) or isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"{len(images)} images in batches of {batch_size!r}; give one image and a batch_size of 1 at least")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    parts = [model.coordinates(to_input(images[i : i + batch_size]).to(device)).cpu() for i in range(0, len(images), batch_size)]
+    parts = [function(to_input(images[i : i + batch_size]).to(device)).cpu() for i in range(0, len(images), batch_size)]
     model.train(was_training)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)
 
 
 def evaluate(model, poses: PoseSet) -> dict[str, float]:

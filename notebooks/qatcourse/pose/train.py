@@ -9,6 +9,10 @@ the same computer with the same number of threads. Elsewhere float sums have ano
 import copy
 import dataclasses
 import math
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,94 +21,21 @@ from tqdm.auto import tqdm
 
 from qatcourse.people.crowd import check_memory
 from qatcourse.pose.checkpoint import load_model, model_from, read_checkpoint, restore, save  # noqa: F401 (for users)
-from qatcourse.pose.data import PoseSet, augment, load, to_input, warp
-from qatcourse.pose.evaluate import calibration_batches, evaluate, qat_policy
-from qatcourse.pose.model import PoseTiny, pose_loss
+from qatcourse.pose.data import PoseSet, augment, load, to_input
+from qatcourse.pose.evaluate import calibration_batches, evaluate
+from qatcourse.pose.model import PoseTiny, distillation_loss, pose_loss
 from qatcourse.pose.parallel import Team, share_batch_norm
+from qatcourse.pose.settings import PRESETS, RECIPES, Config, configure  # noqa: F401 (for users)
+from qatcourse.pose.teacher import Teacher
 from qatlib import ai8x
+from qatlib.ai8x.qat import layers
 from qatlib.export.network import load_state
+from qatlib.files import load as read_file
 from qatlib.files import prepare_folder
+from qatlib.files import save as write_file
 
-# weight_bits: (learning rate after QAT starts, share of the weights that sets the shift). Few bits need larger steps to cross
-# the distance between two codes, and a grid that spends its codes on the many small weights, not on the few largest.
-RECIPES = {None: (5e-4, 1.0), 8: (5e-4, 1.0), 4: (1e-3, 0.985), 2: (2e-3, 0.985), 1: (2e-3, 0.985)}
+TEACHER = 0.7  # its share of the loss, where there is one
 FORMAT = torch.channels_last  # convolutions train about a fifth faster when a pixel's channels lie side by side
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything a run depends on. `weight_bits` None trains the float network all the way (the fair comparison).
-
-    `qat_learning_rate` and `shift_quantile` None become what suits `weight_bits` (RECIPES).
-    """
-
-    data: str = "figures"
-    preset: str = "quick"
-    weight_bits: int | None = 8
-    overrides: dict = dataclasses.field(default_factory=dict)
-    epochs: int = 12
-    start_epoch: int = 9
-    seed: int = 0
-    n_train: int = 6400
-    n_test: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    qat_learning_rate: float | None = None
-    shift_quantile: float | None = None
-    weight_decay: float = 1e-4
-
-    def __post_init__(self):
-        whole = {"epochs": 1, "n_train": 1, "n_test": 1, "batch_size": 1, "start_epoch": 0, "seed": 0}
-        for name, least in whole.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 10**8:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least} (at most 100,000,000)")
-        if self.weight_bits is not None and (type(self.weight_bits) is not int or self.weight_bits not in (1, 2, 4, 8)):
-            raise ValueError(f"weight_bits is {self.weight_bits!r}; choose 1, 2, 4 or 8 (None trains without quantization)")
-        if not 0 <= self.start_epoch <= self.epochs:
-            raise ValueError(f"start_epoch is {self.start_epoch}; it must be in 0..epochs ({self.epochs})")
-        if self.weight_bits is not None and self.start_epoch == self.epochs:
-            raise ValueError(
-                f"start_epoch is {self.start_epoch} of {self.epochs} epochs, so quantization would never start; choose a smaller "
-                "one, or weight_bits=None for a float network"
-            )
-        rates = {"learning_rate": self.learning_rate, "qat_learning_rate": self.recipe()[0], "weight_decay": self.weight_decay}
-        for name, value in rates.items():
-            if not isinstance(value, (int, float)) or not 0 <= value < 100 or (value == 0 and name != "weight_decay"):
-                raise ValueError(f"{name} is {value!r}; it must be a number above 0 (usual: 1e-4 to 1e-2)")
-        if not isinstance(self.data, str):
-            raise ValueError(f"data is {self.data!r}; use 'figures' or 'lsp:/path'")
-        ai8x.load_policy(self.policy())
-
-    def recipe(self) -> tuple[float, float]:
-        """(learning rate after QAT starts, shift_quantile): as given, else what suits `weight_bits`."""
-        usual = RECIPES[self.weight_bits]
-        return tuple(own if own is not None else other for own, other in zip((self.qat_learning_rate, self.shift_quantile), usual))
-
-    def policy(self) -> dict:
-        """The QAT policy as ai8x reads it."""
-        return qat_policy(self.weight_bits or 8, self.overrides, shift_quantile=self.recipe()[1])
-
-
-PRESETS = {
-    "smoke": {"epochs": 3, "start_epoch": 2, "n_train": 600, "n_test": 200},  # for tests: seconds, and no useful network
-    "quick": {"epochs": 12, "start_epoch": 9, "n_train": 6400, "n_test": 1000},
-    "full": {"epochs": 26, "start_epoch": 20, "n_train": 20000, "n_test": 2000},
-}
-
-
-def configure(preset: str = "quick", **options) -> Config:
-    """The settings of a preset ('quick': about 3 minutes on 2 cores, 'full': about 15) with `options` in their place."""
-    known = [field.name for field in dataclasses.fields(Config)]
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"setting {unknown[0]!r} is unknown; the settings are {', '.join(known)}")
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-    given = {key: value for key, value in options.items() if value is not None or key == "weight_bits"}
-    values = {**PRESETS[preset], **given}
-    if "epochs" in given and "start_epoch" not in given:
-        values["start_epoch"] = max(0, min(values["start_epoch"], math.ceil(given["epochs"] * 0.7), given["epochs"] - 1))
-    return Config(preset=preset, **values)
 
 
 @dataclasses.dataclass
@@ -132,24 +63,34 @@ def learning_rate(config: Config, epoch: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def steps_of(optimizer, config: Config, epoch: int, n: int, rng: np.random.Generator):
-    """Which of n pictures each step of an epoch sees, as indices, in an order that `rng` gives; sets the step's learning rate."""
-    order, starts = rng.permutation(n), range(0, n, config.batch_size)
-    for step, start in enumerate(starts):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, epoch + step / len(starts))
-        yield order[start : start + config.batch_size]
+def shuffled(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Which of n pictures each step of an epoch sees, as indices."""
+    order = rng.permutation(n)
+    return [order[start : start + batch_size] for start in range(0, n, batch_size)]
 
 
-def train_epoch(model, optimizer, poses: PoseSet, config: Config, epoch: int, bar, team: Team) -> float:
+def set_rate(optimizer, config: Config, epoch: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, epoch)
+
+
+def ahead(items: Iterator) -> Iterator:
+    """The `items`, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def train_epoch(model, optimizer, poses: PoseSet, config: Config, epoch: int, bar, team: Team, teacher=None) -> float:
     """One pass over the training set; the mean loss. Order and augmentation depend on (seed, epoch) alone."""
     rng = np.random.default_rng([config.seed, epoch])
-    losses, photographs = [], poses.name != "figures"
+    losses, steps = [], shuffled(len(poses), config.batch_size, rng)
     model.train()
-    for chosen in steps_of(optimizer, config, epoch, len(poses), rng):
-        batch = augment(poses.images[chosen], poses.joints[chosen], poses.labelled[chosen], rng, mirrored=0.5 * photographs)
-        images, joints, labelled = warp(*batch, rng) if photographs else batch
-        loss = batch_loss(model, images, joints, labelled, team)
+    for step, batch in enumerate(ahead(augment(poses[chosen], rng) for chosen in steps)):
+        set_rate(optimizer, config, epoch + step / len(steps))
+        loss = batch_loss(model, *batch, team, teacher)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         team.add_gradients(model)
@@ -159,13 +100,22 @@ def train_epoch(model, optimizer, poses: PoseSet, config: Config, epoch: int, ba
     return team.add(sum(losses)).item() / len(losses)
 
 
-def batch_loss(model, images: np.ndarray, joints: np.ndarray, labelled: np.ndarray, team: Team | None = None) -> torch.Tensor:
-    """The loss of a batch; of several processes, this one's summand of it."""
+def batch_loss(model, images: np.ndarray, joints: np.ndarray, labelled: np.ndarray, team: Team | None = None,
+               teacher=None) -> torch.Tensor:  # fmt: skip
+    """The loss of a batch, from labels and from a teacher's maps; of several processes, this one's summand of it."""
     team, device = team or Team(), next(model.parameters()).device
     mine = team.share(len(images))
-    logits = model.logits(to_input(images[mine]).to(device))
-    loss = pose_loss(logits, torch.from_numpy(joints[mine]).to(device), torch.from_numpy(labelled[mine]).to(device))
-    return loss if team.size == 1 else loss * float(labelled[mine].sum() / max(labelled.sum(), 1))
+    x = to_input(images[mine]).to(device)
+    logits = model.logits(x)
+    truth = torch.from_numpy(joints[mine]).to(device), torch.from_numpy(labelled[mine]).to(device)
+    loss = pose_loss(logits, *truth, model.cell)
+    if team.size > 1:
+        loss = loss * float(labelled[mine].sum() / max(labelled.sum(), 1))
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        maps, part = teacher.logits(x), len(x) / len(images)
+    return part * distillation_loss(logits, maps, loss / part, temperature=1.0, alpha=TEACHER)
 
 
 def start_quantization(model, optimizer, poses: PoseSet, config: Config, progress: bool = False):
@@ -176,24 +126,26 @@ def start_quantization(model, optimizer, poses: PoseSet, config: Config, progres
 
 def train(config: Config, out: str | Path | None = None, resume: bool = False, init: dict | None = None,
           train_poses: PoseSet | None = None, test_poses: PoseSet | None = None, progress: bool = True,
-          team: Team | None = None) -> Result:  # fmt: skip
+          team: Team | None = None, network=None, teacher=None) -> Result:  # fmt: skip
     """Train by `config`. With `out`, a folder: a checkpoint after every epoch, `float.pth` where QAT starts, `final.pth` last.
 
     `init` is the state dict of a float network to start from; training then begins at `start_epoch`. `resume` continues from the
     checkpoint in `out`, if there is one yet. An interrupt (Ctrl-C, Jupyter's stop button) gives the network as it was after
     the last whole epoch; before the end of the first one it is passed on. `team`: the processes that share every batch.
+    `network`: what to train in float in place of a new PoseTiny; `teacher`: where one of
+    `config.teacher_epochs` exists already (with `init` none is made).
     Raises TypeError or ValueError for unusable settings, and OSError, before any work, where `out` cannot be written.
     """
     check_arguments(config, train_poses, test_poses)
     team, out = team or Team(), Path(out) if out else None
     if resume and not out:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
-    ai8x.load_policy(config.policy()).check_names(dict(PoseTiny().named_children()))
+    ai8x.load_policy(config.policy()).check_names(layers(PoseTiny()))
     if out and team.first:
         prepare_folder(out)
     progress = progress and team.first
     torch.manual_seed(config.seed)
-    model = share_batch_norm(PoseTiny(), team).to(pick_device(), memory_format=FORMAT)
+    model = share_batch_norm(network or PoseTiny(side=config.side), team).to(pick_device(), memory_format=FORMAT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     first, history = 0, []
     if init is not None:
@@ -201,20 +153,41 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
         first = config.start_epoch
     if resume and (out / "checkpoint.pth").exists():
         first, history, optimizer = restore(out / "checkpoint.pth", config, model, optimizer)
-    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress=progress)
-    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress)
+    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress, config.side)
+    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress, side=config.side)
+    if config.teacher_epochs and teacher is None and init is None:
+        teacher = taught(config, out and out / "teacher.pth", resume, train_poses, test_poses, progress, team)
     kept = (copy.deepcopy(model.state_dict()), list(history))
     try:
-        for state in epochs(model, optimizer, config, first, history, train_poses, test_poses, out, progress, team):
+        for state in epochs(model, optimizer, config, first, history, train_poses, test_poses, out, progress, team, teacher):
             kept = state
         result = Result(config, model.eval(), history, evaluate(model, test_poses))
         if out and team.first:
             save(out / "final.pth", model, config, config.epochs, history)
     except KeyboardInterrupt:
-        if not kept[1]:
+        if not kept[1] or network is not None:
             raise
         return stopped(config, *kept, out)
     return result
+
+
+def taught(config: Config, path: Path | None, keep: bool, train_poses: PoseSet, test_poses: PoseSet, progress: bool = True,
+           team: Team | None = None) -> Teacher:  # fmt: skip
+    """The teacher of `config`, trained from the labels; kept in `path`, and with `keep` read from there if it is there."""
+    teacher = Teacher(config.side).to(pick_device(), memory_format=FORMAT)
+    if keep and path and path.exists():
+        load_state(teacher, read_file(path)["state_dict"])
+        return teacher.eval()
+    goal = dataclasses.replace(
+        config, weight_bits=None, overrides={}, epochs=config.teacher_epochs, start_epoch=config.teacher_epochs, teacher_epochs=0
+    )
+    poses = {"train_poses": train_poses, "test_poses": test_poses, "progress": progress}
+    result = train(goal, **poses, team=team, network=teacher)
+    if progress:
+        print(f"teacher: PCK@0.2 {result.metrics['pck']:.3f} after {goal.epochs} epochs")
+    if path and (team or Team()).first:
+        write_file(path, {"state_dict": teacher.state_dict()})
+    return result.model
 
 
 def check_arguments(config, train_poses, test_poses) -> None:
@@ -229,7 +202,7 @@ def check_arguments(config, train_poses, test_poses) -> None:
 
 
 def epochs(model, optimizer, config: Config, first: int, history: list, train_poses: PoseSet, test_poses: PoseSet,
-           out: Path | None, progress: bool, team: Team):  # fmt: skip
+           out: Path | None, progress: bool, team: Team, teacher=None):  # fmt: skip
     """Train from epoch `first` to the end; after each, yields a copy of (state dict, history) and writes the checkpoint."""
     monitor = test_poses.subset(min(500, len(test_poses.images)))
     steps = math.ceil(len(train_poses.images) / config.batch_size)
@@ -240,9 +213,12 @@ def epochs(model, optimizer, config: Config, first: int, history: list, train_po
                     save(out / "float.pth", model, config, epoch, history)
                 if config.weight_bits:
                     optimizer = start_quantization(model, optimizer, train_poses, config, progress)
-            loss = train_epoch(model, optimizer, train_poses, config, epoch, bar, team)
+            loss = train_epoch(model, optimizer, train_poses, config, epoch, bar, team, teacher)
             history.append({"epoch": epoch, "loss": loss, "lr": learning_rate(config, epoch), **evaluate(model, monitor)})
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", pck=f"{history[-1]['pck']:.3f}")
+            if os.environ.get("QATLIB_EPOCHS") and progress:
+                said = f"epoch {epoch + 1:3} of {config.epochs}: loss {loss:.3f}, PCK@0.2 {history[-1]['pck']:.3f}"
+                tqdm.write(said, file=sys.stderr)  # not in the middle of the bar
             yield copy.deepcopy(model.state_dict()), list(history)
             if out and team.first:
                 save(out / "checkpoint.pth", model, config, epoch + 1, history, optimizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qatcourse import viz
-from qatcourse.labs.compare import fair, further, integer_bytes
+from qatcourse.labs.compare import fair, further, integer_bytes, teacher_of
 from qatcourse.pose.data import PoseSet
 from qatcourse.pose.evaluate import calibration_batches, predict, score
 from qatcourse.pose.train import Config, load_model, read_checkpoint
@@ -40,7 +40,8 @@ def bit_widths(
     saved = read_checkpoint(folder / "float.pth")
     config = Config(**saved["config"])
     longer = load_model(folder / "float_longer.pth")
-    train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress), calibration_batches(train_poses)
+    teacher = teacher_of(folder, config, train_poses, test_poses)
+    train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress, teacher), calibration_batches(train_poses)
     widths = []
     for b in bits:
         own = b == config.weight_bits

@@ -25,9 +25,7 @@ def softened(image: np.ndarray, logits: torch.Tensor, names: list[str], temperat
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    return fig, (
-        f"Teacher at temperature {temperature:g}: likeliest of {maps[0].size} cells (and entropy): {'; '.join(said)}."
-    )
+    return fig, f"Teacher at temperature {temperature:g}: likeliest of {maps[0].size} cells (and entropy): {'; '.join(said)}."
 
 
 @drawing

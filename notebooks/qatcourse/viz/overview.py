@@ -9,7 +9,8 @@ from qatcourse.viz.base import LINES, MARKERS, PALETTE, drawing, figure
 __all__ = ["lesson_map", "pareto", "pareto_front", "sensitivity"]
 _COLOURS = [PALETTE[name] for name in ("blue", "orange", "green", "pink", "black", "sky")]
 _PLACES = {"00": (0, 3), "01": (1, 3), "02": (2, 3), "03": (3, 3), "08": (1, 2), "04": (2, 2), "06": (3, 2),
-           "10": (1, 1), "05": (2, 1), "11": (3, 1), "09": (1, 0), "07": (2, 0)}  # fmt: skip  # no arrow passes behind a box
+           "10": (1, 1), "05": (2, 1), "11": (3, 1), "09": (1, 0), "07": (2, 0),
+           "12": (3, 0)}  # fmt: skip  # no arrow passes behind a box
 
 
 @drawing

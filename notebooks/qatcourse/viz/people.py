@@ -19,21 +19,23 @@ _LOOK = {"right": ("orange", "-"), "left": ("sky", "--"), "middle": ("black", "-
 def skeletons(images: np.ndarray, joints_list: list, labels: list[str] | None = None, columns: int = 6):
     """Pictures (N, H, W, 3) uint8 with their joints: one row of pictures for each (N, 14, 2) array in `joints_list`.
 
-    Coordinates in pixels, origin at the top left corner. The person's right limbs are orange and solid, left ones sky blue and
-    dashed. Returns (figure, sentence).
+    (R, N, H, W, 3) has other pictures in each row. Coordinates in pixels, origin at the top left corner. The person's right limbs
+    are orange and solid, left ones sky blue and dashed. Returns (figure, sentence).
     """
     joints_list = [np.asarray(joints) for joints in joints_list]
-    n = min(len(images), columns)
+    shared = np.ndim(images) == 4
+    pictures = [images] * len(joints_list) if shared else images
+    n = min(len(pictures[0]), columns)
     labels = labels or ["joints"] * len(joints_list)
     if len(labels) != len(joints_list) or not joints_list or any(joints.shape[1:] != (14, 2) for joints in joints_list):
         raise ValueError("skeletons() needs arrays of shape (N, 14, 2) and one label for each of them")
     fig, axes = figure(len(joints_list), n, width=1.25 * n, height=1.4 * len(joints_list), squeeze=False)
-    for row, (joints, label) in enumerate(zip(joints_list, labels)):
-        for i in range(n):
-            _person(axes[row, i], images[i], joints[i])
-        axes[row, 0].set_ylabel(label)
+    for row, shown, joints, label in zip(axes, pictures, joints_list, labels):
+        for axis, *person in zip(row, shown, joints):
+            _person(axis, *person)
+        row[0].set_ylabel(label)
     versus = ""
-    if len(joints_list) > 1:
+    if shared and len(joints_list) > 1:
         far = [float(np.linalg.norm(joints[:n] - joints_list[0][:n], axis=-1).mean()) for joints in joints_list[1:]]
         apart = [f"'{label}' lies {d:.1f} pixels from '{labels[0]}'" for label, d in zip(labels[1:], far)]
         versus = f"; on average {', '.join(apart)}"

@@ -5,8 +5,6 @@ from qatcourse.viz.svg import Plot
 
 __all__ = ["layer_bits", "maxima", "quantized_chain", "spread", "traditional", "two_ways"]
 _LOOK = {"float": ("#ffffff", "-"), "quantized": ("#fdf0d5", "-"), "weights": ("#e3f1fb", "--")}
-
-
 PER_ROW = 5  # boxes side by side: at 7.2 inches their text stays readable
 
 
@@ -41,7 +39,7 @@ def _place(i: int, count: int, apart: int = 1) -> tuple[int, int]:
 
 def _chain(axis, seen: dict, texts: dict, kind: str, labels: dict, apart: int = 1):
     """Input, one box a layer, output; labels: what travels on the arrow behind each."""
-    boxes = [("input\n48x16x16", "float"), *((texts[name], kind) for name in seen), ("heat maps\n14x16x16", "float")]
+    boxes = [("input\n12x32x32", "float"), *((texts[name], kind) for name in seen), ("heat maps\n14x16x16", "float")]
     travels = [labels["input"], *(labels[name] for name in seen)]
     for i, (text, look) in enumerate(boxes):
         x, y = _place(i, len(boxes), apart)
@@ -132,7 +130,7 @@ def maxima(seen: dict, limits: dict):
     axis.plot(x, [limits[name] for name in values], "D", color=PALETTE["orange"], markeredgecolor="black", label="calibrated range")
     axis.axhline(1, color=PALETTE["red"], linestyle="--", label="range without calibration")
     axis.set_yscale("log", base=2)
-    axis.set_xticks(x, list(values))
+    axis.set_xticks(x, list(values), rotation=45)
     axis.set(ylabel="absolute value", title="What each layer needs")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     worst = max(lost, key=lost.get)
@@ -175,10 +173,11 @@ def layer_bits(rows: list[dict], layer: str, bits: int):
     eight = next(r for r in rows if r["layer"] == layer and r["bits"] == 8)
     sizes, largest = row["sizes"], max(eight["sizes"].values()) / 1000
     title = f"{layer} at {bits} bits, all others at 8"
-    plot = Plot((0, len(sizes)), (0, 1.1 * largest), title, "layer, in order", "kB of weights", width=640, x_ticks=())
+    plot = Plot((0, len(sizes)), (0, 1.15 * largest), title, "layer, in order", "kB of weights", width=640, x_ticks=())
     for i, (name, size) in enumerate(sizes.items()):
         plot.bars([i + 0.15, i + 0.85], [size / 1000], "orange" if name == layer else "sky")
-        plot.text(i + 0.5, size / 1000 + 0.02 * largest, f"{name} {size / 1000:.1f}", anchor="middle")
+        for text, above in ((name, 0.075), (f"{size / 1000:.1f}", 0.015)):
+            plot.text(i + 0.5, size / 1000 + above * largest, text, anchor="middle")
     verdict = "fits" if row["fits"] else "does not fit"
     return str(plot), (
         f"{layer} at {bits} bits: PCK {row['pck']:.3f} without training ({row['pck'] - eight['pck']:+.3f}), {row['bytes']:,} bytes "

@@ -45,19 +45,20 @@ def training_curves(history: list[dict], start_epoch: int, weight_bits: int | No
 def heat_maps(image: np.ndarray, maps: dict, joints: np.ndarray, title: str = ""):
     """A picture, and one joint's heat maps (H, W) by name, each with the predicted joint.
 
-    `joints`: (len(maps), 2) pixels of the 64x64 picture, x right, y down. Returns (figure, sentence).
+    `joints`: (len(maps), 2) pixels of the picture, x right, y down. Returns (figure, sentence).
     """
     fig, axes = figure(1, len(maps) + 1, width=7.4, height=2.5)
-    axes[0].imshow(image, extent=(0, 64, 64, 0), interpolation="nearest")
+    look = {"extent": (0, image.shape[1], image.shape[0], 0), "interpolation": "nearest"}
+    axes[0].imshow(image, **look)
     axes[0].set_title(title or "picture")
     said = []
-    for axis, (name, values), look, (x, y) in zip(axes[1:], maps.items(), _JOINTS, joints):
+    for axis, (name, values), (colour, marker), (x, y) in zip(axes[1:], maps.items(), _JOINTS, joints):
         values = array(values)
-        drawn = axis.imshow(values, extent=(0, 64, 64, 0), cmap="cividis", interpolation="nearest")
+        drawn = axis.imshow(values, cmap="cividis", **look)
         fig.colorbar(drawn, ax=axis, shrink=0.7)
         axis.set_title(name, fontsize=9)
         for target in (axis, axes[0]):
-            target.plot(x, y, look[1], color=PALETTE[look[0]], markeredgecolor="white", markersize=7)
+            target.plot(x, y, marker, color=PALETTE[colour], markeredgecolor="white", markersize=7)
         said.append(f"{name}: values {values.min():.3g} to {values.max():.3g}, joint at ({x:.1f}, {y:.1f})")
     for axis in axes:
         axis.set(xticks=[], yticks=[])

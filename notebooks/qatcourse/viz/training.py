@@ -52,7 +52,7 @@ def bars(values: dict, y_label: str, title: str = "", groups: list[str] | None =
         drawn = axis.bar(x, heights, width * 0.94, label=name, **look)
         axis.bar_label(drawn, fmt=f"%.{decimals}g", fontsize=8)
     if groups == [""]:
-        axis.set_xticks(range(len(values)), list(values))
+        axis.set_xticks(range(len(values)), list(values), fontsize=8 if len(values) > 9 else None)
     else:
         axis.set_xticks(range(len(groups)), groups)
         axis.legend()
