@@ -24,7 +24,6 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     Raises FileNotFoundError without the lesson, ValueError for a parameter that it does not have, RuntimeError naming the
     executed notebook where one of its cells fails, OSError where the executed notebook cannot be written.
     """
-    os.environ["QATLIB_EPOCHS"] = "1"  # trainings tell of every epoch on standard error, which is passed on
     source = Path("notebooks") / f"{lesson}.ipynb"
     if not source.is_file():
         raise FileNotFoundError(f"no lesson at {source}; run this command in the top folder of the project")
@@ -75,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(options.pop("out") or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S"))
     if options["data"].startswith("lsp:"):
         options["data"] = "lsp:" + os.path.abspath(os.path.expanduser(options["data"][4:]))
+    os.environ["QATLIB_EPOCHS"] = "1"  # trainings in the lessons tell of every epoch on standard error, which is passed on
     try:
         paths = run(**options, out=out)
     except RuntimeError as problem:

@@ -156,6 +156,8 @@ def of_options(options) -> nn.Module | None:
 
 
 def hint(content: dict) -> str:
-    """How to name the network of a checkpoint that says whose it is: '--network MODULE:CLASS' otherwise."""
-    name = content.get("network")
-    return f"--network {name if isinstance(name, str) and len(name) < 200 else 'MODULE:CLASS'}"
+    """How to name the network of a checkpoint that says whose it is, and its arguments: '--network MODULE:CLASS' otherwise."""
+    name, given = content.get("network"), content.get("arguments")
+    if not isinstance(name, str) or len(name) >= 200:
+        return "--network MODULE:CLASS"
+    return f"--network {name}" + (f" --arguments '{json.dumps(given)}'" if isinstance(given, dict) and given else "")

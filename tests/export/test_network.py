@@ -136,3 +136,9 @@ def test_shapes_are_read_as_they_are_written(text):
             network.shape(text)
         return
     assert network.shape(text) == tuple(map(int, re.findall(r"\d+", text)))
+
+
+def test_the_hint_of_a_checkpoint_names_its_arguments():
+    assert network.hint({"network": "nets:Net", "arguments": {"side": 128}}) == "--network nets:Net --arguments '{\"side\": 128}'"
+    assert network.hint({"network": "nets:Net", "arguments": {}}) == network.hint({"network": "nets:Net"}) == "--network nets:Net"
+    assert network.hint({"arguments": {"side": 128}}) == network.hint({"network": 3}) == "--network MODULE:CLASS"

@@ -11,7 +11,7 @@ from qatcourse.labs.compare import teacher_of
 from qatcourse.pose.data import load, to_input
 from qatcourse.pose.model import PoseTiny, pose_loss
 from qatcourse.pose.teacher import Teacher
-from qatcourse.pose.train import TEACHER, batch_loss, configure, train
+from qatcourse.pose.train import TEACHER, batch_loss, configure, taught, train
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,12 @@ def test_a_run_keeps_its_teacher_and_goes_on_with_him(poses, tmp_path):
     assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
     assert teacher_of(tmp_path, dataclasses.replace(config, teacher_epochs=0)) is None
     assert np.isfinite(first.metrics["pixel_error"])
+
+
+def test_a_teacher_depends_on_the_seed_alone(poses):
+    config = configure("smoke", epochs=2, start_epoch=1, n_train=32, n_test=20, teacher_epochs=1)
+    states = []
+    for spoilt in (1, 2):
+        torch.manual_seed(spoilt)
+        states.append(taught(config, None, False, poses.subset(32), poses.subset(20), progress=False).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -21,7 +21,7 @@ from qatcourse.people.cache import cache_folder
 from qatcourse.pose.data import load as load_poses
 from qatcourse.pose.evaluate import calibration_batches, evaluate, heat_maps, score, untrained
 from qatcourse.pose.model import PoseTiny, soft_argmax
-from qatcourse.pose.train import configure, load_model, model_from, read_checkpoint, taught, train
+from qatcourse.pose.train import configure, load_model, model_from, pictures, read_checkpoint, taught, train
 from qatlib import ai8x
 from qatlib.files import write_atomic
 from qatlib.quantizers import round_half_up
@@ -98,15 +98,9 @@ def short() -> Iterator[Number]:
     yield from trained("short", config, (8, 4, 2), init=_pretrained_state())
 
 
-def both_splits(config) -> tuple:
-    """The pictures that `config` trains on, and those that it is tested on."""
-    training = load_poses(config.data, "train", config.n_train, config.seed, side=config.side)
-    return training, load_poses(config.data, "test", config.n_test, side=config.side)
-
-
 def trained(prefix: str, config, bit_widths: tuple[int, ...], init: dict | None = None, teacher=None) -> Iterator[Number]:
     """Float, float trained on equally, and for each bit width naive rounding, calibrated PTQ and QAT."""
-    poses = both_splits(config)
+    poses = pictures(config, "train"), pictures(config, "test")
     in_float = dataclasses.replace(config, weight_bits=None)
     if init is None:
         first = dataclasses.replace(in_float, epochs=config.start_epoch)
@@ -145,7 +139,7 @@ def photographs(seed: int) -> Iterator[Number]:
     All seeds learn from one teacher, which is kept in the cache folder.
     """
     prefix, config = f"lsp.seed{seed}", for_photographs(seed)
-    poses = both_splits(config)
+    poses = pictures(config, "train"), pictures(config, "test")
     test, teacher = poses[1], kept_teacher(*poses)
     yield from scores(f"{prefix}.teacher", evaluate(teacher, test), RETRAINED)
     goal = dataclasses.replace(config, weight_bits=None, epochs=config.start_epoch)
@@ -165,7 +159,7 @@ def kept_teacher(*poses):
 def without() -> Iterator[Number]:
     """Photographs with one ingredient of the recipe changed (lesson 12), in float."""
     config = for_photographs(0)
-    teacher = kept_teacher(*both_splits(config))
+    teacher = kept_teacher(pictures(config, "train"), pictures(config, "test"))
     for name in ablation.VARIANTS:
         for decoder, metrics in ablation.measured(name, config, teacher):
             yield from scores(f"lsp.ablation.{name}.{decoder}", metrics, RETRAINED)

@@ -51,14 +51,12 @@ VARIANTS = {
 def measured(name: str, config: train.Config, teacher: torch.nn.Module) -> Iterator[tuple[str, dict]]:
     """("peak" or "soft", metrics of the test photographs) of variant `name` of a float `config`, trained for EPOCHS."""
     _, settings, replaced = VARIANTS[name]
-    config = dataclasses.replace(
-        config, weight_bits=None, epochs=EPOCHS, start_epoch=EPOCHS, **{"teacher_epochs": 0, **settings}
-    )
+    config = dataclasses.replace(config, weight_bits=None, epochs=EPOCHS, start_epoch=EPOCHS, teacher_epochs=0, **settings)
+    test = train.pictures(config, "test")
     with contextlib.ExitStack() as stack:
         for (module, attribute), value in replaced.items():
             stack.enter_context(mock.patch.object(module, attribute, value))
-        network = train.train(config, teacher=teacher if name == "teacher" else None).model
-    test = data.load(config.data, "test", config.n_test, side=config.side)
+        network = train.train(config, test_poses=test, teacher=teacher if name == "teacher" else None).model
     logits = heat_maps(network, test.images)
     for decoder, decode in (("peak", peak), ("soft", soft_argmax)):
         yield decoder, score(decode(logits, network.cell).numpy(), test)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from qatcourse.pose.data import PoseSet, load
+from qatcourse.pose.data import PoseSet
 from qatcourse.pose.evaluate import calibration_batches, evaluate, untrained
-from qatcourse.pose.train import Config, load_model, read_checkpoint, save, taught, train
+from qatcourse.pose.train import Config, load_model, pictures, read_checkpoint, save, taught, train
 from qatlib.files import write_atomic
 from qatlib.integer import quantize_model
 from qatlib.wording import columns
@@ -67,8 +67,8 @@ def compare(
     folder = Path(folder)
     saved = read_checkpoint(folder / "float.pth")
     config = Config(**saved["config"])
-    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress, config.side)
-    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress, side=config.side)
+    train_poses = train_poses or pictures(config, "train", progress)
+    test_poses = test_poses or pictures(config, "test", progress)
     teacher = teacher_of(folder, config, train_poses, test_poses)
     train_on, batches = further(saved["state_dict"], train_poses, test_poses, progress, teacher), calibration_batches(train_poses)
     found = fair(config, train_on, batches, qat=load_model(folder / "final.pth"))

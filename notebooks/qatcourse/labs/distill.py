@@ -13,7 +13,7 @@ from torch import nn
 from qatcourse.labs.compare import fair
 from qatcourse.pose.data import PoseSet, to_input
 from qatcourse.pose.evaluate import calibration_batches, evaluate
-from qatcourse.pose.model import PoseTiny, distillation_loss, pose_loss, soften  # noqa: F401 (soften: for the lesson)
+from qatcourse.pose.model import PoseTiny, distillation_loss, pose_loss
 from qatcourse.pose.train import FORMAT, Config, pick_device, set_rate, shuffled, start_quantization
 
 

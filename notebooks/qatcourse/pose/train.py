@@ -63,6 +63,12 @@ def learning_rate(config: Config, epoch: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def pictures(config: Config, split: str, progress: bool = True) -> PoseSet:
+    """The pictures of `split` ("train" or "test") that `config` asks for; those to test on do not depend on its seed."""
+    n, seed = (config.n_train, config.seed) if split == "train" else (config.n_test, 0)
+    return load(config.data, split, n, seed, progress, config.side)
+
+
 def shuffled(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Which of n pictures each step of an epoch sees, as indices."""
     order = rng.permutation(n)
@@ -132,8 +138,8 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
     `init` is the state dict of a float network to start from; training then begins at `start_epoch`. `resume` continues from the
     checkpoint in `out`, if there is one yet. An interrupt (Ctrl-C, Jupyter's stop button) gives the network as it was after
     the last whole epoch; before the end of the first one it is passed on. `team`: the processes that share every batch.
-    `network`: what to train in float in place of a new PoseTiny; `teacher`: where one of
-    `config.teacher_epochs` exists already (with `init` none is made).
+    `network`: what to train in float in place of a new PoseTiny. `teacher`: where that of `config.teacher_epochs` exists already;
+    with `init` none is made.
     Raises TypeError or ValueError for unusable settings, and OSError, before any work, where `out` cannot be written.
     """
     check_arguments(config, train_poses, test_poses)
@@ -153,8 +159,8 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
         first = config.start_epoch
     if resume and (out / "checkpoint.pth").exists():
         first, history, optimizer = restore(out / "checkpoint.pth", config, model, optimizer)
-    train_poses = train_poses or load(config.data, "train", config.n_train, config.seed, progress, config.side)
-    test_poses = test_poses or load(config.data, "test", config.n_test, progress=progress, side=config.side)
+    train_poses = train_poses or pictures(config, "train", progress)
+    test_poses = test_poses or pictures(config, "test", progress)
     if config.teacher_epochs and teacher is None and init is None:
         teacher = taught(config, out and out / "teacher.pth", resume, train_poses, test_poses, progress, team)
     kept = (copy.deepcopy(model.state_dict()), list(history))
@@ -174,6 +180,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, i
 def taught(config: Config, path: Path | None, keep: bool, train_poses: PoseSet, test_poses: PoseSet, progress: bool = True,
            team: Team | None = None) -> Teacher:  # fmt: skip
     """The teacher of `config`, trained from the labels; kept in `path`, and with `keep` read from there if it is there."""
+    torch.manual_seed(config.seed)  # the same first weights in every process, and in every run
     teacher = Teacher(config.side).to(pick_device(), memory_format=FORMAT)
     if keep and path and path.exists():
         load_state(teacher, read_file(path)["state_dict"])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from qatcourse.labs.distill import distillation_loss, soften
+from qatcourse.pose.model import distillation_loss, soften
 from qatcourse.viz.base import MARKERS, PALETTE, drawing, figure
 
 __all__ = ["gradient_norms", "gradient_sizes", "seeds", "softened", "temperatures"]
