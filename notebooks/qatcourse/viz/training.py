@@ -55,7 +55,7 @@ def bars(values: dict, y_label: str, title: str = "", groups: list[str] | None =
         axis.set_xticks(range(len(values)), list(values), fontsize=8 if len(values) > 9 else None)
     else:
         axis.set_xticks(range(len(groups)), groups)
-        axis.legend()
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(values))  # above the bars, never on them
     axis.set(ylabel=y_label, title=title)
     said = "; ".join(f"{name} {', '.join(f'{v:.{decimals}g}' for v in np.atleast_1d(array(values[name])))}" for name in values)
     over = f" over {', '.join(groups)}" if groups != [""] else ""
