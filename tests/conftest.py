@@ -1,10 +1,13 @@
 """Every test starts on device 85 in training mode with seed 0, and leaves the device like that."""
 
+import os
+
 import pytest
 import torch
 from orders import sums
 
 from qatlib import ai8x
+from qatlib.export import cortex_m4
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +32,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def cross_compiler():
+    """Cross compiler and emulator: without them the test is skipped, or fails where QATLIB_CORTEX_REQUIRED=1 (in CI)."""
+    if problem := cortex_m4.missing():
+        if os.environ.get("QATLIB_CORTEX_REQUIRED") == "1":
+            pytest.fail(f"{problem}; QATLIB_CORTEX_REQUIRED=1 forbids to skip")
+        pytest.skip(problem)

@@ -5,6 +5,8 @@ import numpy as np
 from qatlib.chip.operations import WEIGHTED, output_shape, weight_shape
 from qatlib.integer.compact import CompactModel, pack
 
+FORM = ("kernel", "stride", "padding", "output_padding", "dilation")
+
 
 class Builder:
     """Builds a compact model one operation at a time; weights are random, or all at one end of the range (`extreme`)."""
@@ -37,10 +39,12 @@ class Builder:
               "wide": more.get("wide", False),
               "weight_bits": bits, "in_channels": channels, "out_channels": out, "output_shift": 0}  # fmt: skip
         if kind != "linear":
-            op |= {"kernel": [kernel] * dims, "stride": [2 if transposed else 1] * dims,
-                   "padding": [more.get("padding", kernel // 2)] * dims, "output_padding": [int(transposed)] * dims,
-                   "dilation": [1] * dims, "groups": more.get("groups", 1)}  # fmt: skip
-        fan_in = channels * (1 if kind == "linear" else kernel**dims)
+            form = {"kernel": kernel, "stride": 2 if transposed else 1, "padding": np.array(kernel) // 2,
+                    "output_padding": int(transposed), "dilation": 1} | more  # fmt: skip
+            op |= {key: np.broadcast_to(form[key], dims).tolist() for key in FORM}
+            op["groups"] = more.get("groups", 1)
+            channels //= op["groups"]
+        fan_in = max(channels * (1 if kind == "linear" else np.prod(op["kernel"])), 1)
         # Random sums of fan_in products have a deviation near 74·2^(b-1)·0.58·sqrt(fan_in): bring that to about 60 codes.
         # Those of 1-bit weights (0 and -1) have a mean, which grows with fan_in itself.
         usual = -round(np.log2(fan_in) / 2 - 0.5) if bits > 1 else -round(np.log2(fan_in) - 2)
@@ -63,7 +67,8 @@ class Builder:
         wide = {op["name"]: op.get("wide", False) for op in self.ops}
         names = outputs or (self.ops[-1]["name"],)
         graph = {"format": 1, "arch": arch, "device": 85, "input_shape": list(self.shapes["input"]), "input": "int8 codes k/128",
-                 "ops": self.ops, "outputs": [{"op": name, "exponent": -14 if wide[name] else -7} for name in names]}  # fmt: skip
+                 "ops": self.ops,
+                 "outputs": [{"op": name, "exponent": -14 if wide.get(name) else -7} for name in names]}  # fmt: skip
         return CompactModel(graph, self.tensors)
 
 
@@ -122,6 +127,42 @@ def conv1d(seed=3):
     return b.op("head", "conv1d", out=3, kernel=1, pool={**pool, "type": "avg"}, wide=True).build(arch="Conv1d")
 
 
+def depthwise(seed=4):
+    """As device 87 has them: depthwise, ordinary and transposed, at all bits, the first on the input itself; groups of channels."""
+    b = Builder((6, 9, 11), seed)
+    b.op("first", "conv2d", out=6, groups=6, activation="relu")
+    b.op("point", "conv2d", out=10, kernel=1, bits=4)
+    b.op("deep4", "conv2d", out=10, groups=10, bits=4, pool=max_pool())
+    b.op("up", "conv_transpose2d", out=10, groups=10, bits=2, padding=1, activation="abs")
+    b.op("pairs", "conv2d", out=15, groups=5, bits=2)
+    b.op("deep1", "conv2d", out=15, groups=15, bits=1, stride=2, dilation=2, padding=2)
+    return b.op("wide", "conv_transpose2d", out=15, groups=15, bits=8, wide=True).build("wide", "pairs", arch="Depthwise")
+
+
+def rows(seed=5):
+    """Linear layers on sequences and on maps, whose channels are the last axis, and on a flattened map; one on the input itself."""
+    b = Builder((5, 7), seed)
+    b.op("each", "linear", out=6, bits=4, activation="relu")
+    b.op("sum", "linear", "each", out=9)
+    b.op("conv", "conv1d", out=4, kernel=3)
+    b.op("flat", "flatten")
+    b.op("fc", "linear", out=3, bits=2)
+    return b.op("raw", "linear", "input", out=4, wide=True).build("fc", "raw", "sum", arch="Rows")
+
+
+def from_pixels(seed=6):
+    """Everything that reads the input without a layer: a pool, a sum, a concatenation, a flatten, an output."""
+    b = Builder((3, 8, 6), seed)
+    b.op("small", "pool", pool=avg_pool())
+    b.op("more", "conv2d", "input", out=3)
+    b.op("less", "sub", "input", "more")
+    b.op("all", "concat", "less", "input", "more")
+    b.op("deep", "conv2d", "all", out=5, pool=max_pool(3, 1), kernel=1)
+    b.op("flat", "flatten", "input")
+    b.op("fc", "linear", "flat", out=7)
+    return b.op("wide", "conv2d", "small", out=3, wide=True).build("fc", "wide", "deep", "input", "flat", arch="FromPixels")
+
+
 def codes(model, n=6, seed=9):
     """n random pictures, int8, the first at -128, the second at 127 throughout."""
     x = np.random.default_rng(seed).integers(-128, 128, (n, *model.graph["input_shape"])).astype(np.int8)
@@ -135,4 +176,7 @@ NETWORKS = {
     **{f"residual{b}": lambda b=b: residual(b) for b in (8, 4, 2, 1)},
     "assortment": assortment,
     "conv1d": conv1d,
+    "depthwise": depthwise,
+    "rows": rows,
+    "from_pixels": from_pixels,
 }

@@ -207,11 +207,11 @@ def test_ci_calls_make_test_and_hands_on_its_result(tmp_path, result):
     (tmp_path / "bin").mkdir()
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
-    stub = f'#!{BASH}\necho "$PWD|$*|$QATLIB_BROWSER_REQUIRED|$(cat)"\nexit {result}\n'
-    for name in ("make", "chromium"):
+    stub = f'#!{BASH}\necho "$PWD|$*|$QATLIB_BROWSER_REQUIRED|$QATLIB_CORTEX_REQUIRED|$(cat)"\nexit {result}\n'
+    for name in ("make", "chromium", "arm-none-eabi-gcc", "qemu-system-arm"):
         (tmp_path / "bin" / name).write_text(stub)
         (tmp_path / "bin" / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CI": "true"}
     ran = subprocess.run([BASH, tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, input="x", cwd="/")
     assert ran.returncode == result
-    assert ran.stdout.splitlines()[-1] == f"{tmp_path}|test|1|"
+    assert ran.stdout.splitlines()[-1] == f"{tmp_path}|test|1|1|"

@@ -1,73 +1,57 @@
-"""The generated part of the C project, `network.c` and `network.h`: weights, tables, the plan of the buffers, and the calls."""
+"""The generated part of the C project, `network.c` and `network.h`: weights in the engine's order, tables, and the calls."""
 
 import re
-from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, product
 from math import prod
 
 import numpy as np
 
-from qatlib.chip.operations import WEIGHTED, first_fit, last_uses, pooled_shape
+from qatlib.chip.operations import WEIGHTED, last_uses, pooled_shape
+from qatlib.export.c_plan import PIXELS, arena, homes, operands, places
 from qatlib.integer.compact import CompactModel
+from qatlib.integer.engine import INT32_MAX, engine_of
 
-WIDEN = """static void widen(const int8_t *x, int32_t size, int32_t *y)
-{
-    int32_t i;
-
-    for (i = 0; i < size; i++)
-        y[i] = x[i];
-}
-
-"""
-
-
-def homes(model: CompactModel) -> dict[str, str]:
-    """Which operation computed the tensor that a name stands for: a flatten only renames its operand."""
-    found = {"input": "input"}
-    for op in model.ops:
-        found[op["name"]] = found[op["inputs"][0]] if op["kind"] == "flatten" else op["name"]
-    return found
-
-
-def _last(model: CompactModel) -> dict[str, int]:
-    return last_uses(model.ops, [output["op"] for output in model.graph["outputs"]])
-
-
-def arena(model: CompactModel) -> tuple[dict[str, int], int]:
-    """Offsets in bytes of all int8 tensors in one buffer, and its size: first fit among those alive at the same time.
-
-    A pool fused in front of a layer gets a tensor of its own, "<operation>/pool". A flatten has none: see `homes`.
-    """
-    home, ends = homes(model), {}
-    for name, end in _last(model).items():
-        ends[home[name]] = max(end, ends.get(home[name], 0))
-    alive, offsets, top = [], {}, 0
-    for index, op in enumerate(model.ops):
-        alive = [block for block in alive if block[2] >= index]
-        for name, shape, end in _tensors(model, index, op, ends):
-            size = prod(shape)
-            offsets[name] = first_fit([block[:2] for block in alive], size)
-            alive.append((offsets[name], offsets[name] + size, end))
-            top = max(top, offsets[name] + size)
-    return offsets, top
-
-
-def _tensors(model: CompactModel, index: int, op: dict, ends: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and last use of what an operation writes into the arena."""
-    if op["name"] in ends and op["kind"] in WEIGHTED and op["pool"]:
-        yield f"{op['name']}/pool", pooled_shape(op["pool"], model.shape(op["inputs"][0])), index
-    if op["name"] in ends and not op.get("wide"):
-        yield op["name"], op["shape"], ends[op["name"]]
+UNIT = 16  # as in engine.c
+LAYER_BYTES = 84  # of a layer_t where pointers have 32 bits
 
 
 def c_array(declaration: str, values: np.ndarray) -> str:
-    """C text of a constant array, one or two dimensions."""
+    """C text of a constant array, one or two dimensions; uint32 in hexadecimal."""
+    word = "0x{:x}".format if values.dtype == np.uint32 else str
 
     def rows(flat: np.ndarray) -> str:
-        return ",\n".join(",".join(map(str, flat[i : i + 32].tolist())) for i in range(0, len(flat), 32))
+        return ",\n".join(",".join(map(word, flat[i : i + 32].tolist())) for i in range(0, len(flat), 32))
 
     inner = rows(values) if values.ndim == 1 else ",\n".join(f"{{{rows(row)}}}" for row in values)
     return f"{declaration} = {{\n{inner}\n}};\n"
+
+
+def lanes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Weight codes (groups, out, inputs) as the words, uint32, that "Weights" in engine.c describes.
+
+    >>> [hex(word) for word in lanes(np.array([[[1, 2], [3, 4]]]), 8)[:2]]
+    ['0x4020301', '0x0']
+    """
+    groups, outs, inputs = codes.shape
+    padded = np.zeros((groups, outs + outs % 2, -(-inputs // UNIT) * UNIT), np.uint32)
+    padded[:, :outs, :inputs] = codes.astype(np.uint8) & ((1 << bits) - 1)
+    # group, pair of channels, channel of it, unit, code of a byte, word, input of a pair
+    fields = padded.reshape(groups, -1, 2, padded.shape[-1] // UNIT, 8 // bits, bits, 2)
+    below = 8 - bits * (1 + np.arange(8 // bits))
+    shifts = 8 * np.arange(2)[:, None, None, None, None] + below[:, None, None] + 16 * np.arange(2)
+    return np.bitwise_or.reduce(fields << shifts.astype(np.uint32), axis=(2, 4, 6)).ravel()
+
+
+def one_phase(r: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[list[int], int, int]:
+    """Of a transposed convolution, for outputs r, r + stride, ...: the kernel places that reach them, in the order of the input;
+    the first one's input for output r; and the distance of their inputs.
+
+    >>> one_phase(0, 3, 2, 1, 1), one_phase(1, 3, 2, 1, 1)
+    (([1], 0, 1), ([2, 0], 0, 1))
+    """
+    found = sorted(((r + padding - k * dilation) // stride, k) for k in range(kernel) if (r + padding - k * dilation) % stride == 0)
+    inputs = [place for place, _ in found]
+    return [k for _, k in found], min(inputs, default=0), inputs[1] - inputs[0] if len(inputs) > 1 else 1
 
 
 def _map(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -75,112 +59,14 @@ def _map(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (shape[0], 1, *shape[1:]) if len(shape) == 2 else (*shape, *(1,) * (3 - len(shape)))
 
 
-class Writer:
-    """Collects what network.c and network.h say of a model: see `values`."""
+def _view(shape: tuple[int, ...], planar: bool, linear: bool) -> tuple[list[int], list[int]]:
+    """(rows, columns) that a layer goes through, and the steps in memory of (row, column, channel).
 
-    def __init__(self, model: CompactModel):
-        self.model, self.home, last = model, homes(model), _last(model)
-        self.offsets, self.top = arena(model)
-        self.ops = [op for op in model.ops if op["name"] in last]
-        layers = dict.fromkeys(op["layer"] for op in self.ops if op["kind"] in WEIGHTED)
-        self.layers = {layer: f"weight{i}" for i, layer in enumerate(layers)}
-        names = [output["op"] for output in model.graph["outputs"]]
-        *starts, self.output_size = accumulate((prod(model.shape(name)) for name in names), initial=0)
-        self.outputs = list(zip(names, starts))
-        self.first = {self.home[name]: start for name, start in reversed(self.outputs)}  # where a wide layer writes
-        self.plane, self.kernel, self.tables, self.calls = 1, 1, [], []
-        for index, op in enumerate(self.ops):
-            self.calls.append(f"    /* {_plain(op['name'])}: {op['kind']} -> {' x '.join(map(str, op['shape']))} */")
-            self._operation(index, op)
-            self._collect(op)
-
-    def _place(self, name: str) -> str:
-        home = self.home.get(name, name)
-        return "codes" if home == "input" else f"arena + {self.offsets[home]}"
-
-    def _operation(self, index: int, op: dict) -> None:
-        if op["kind"] in ("add", "sub"):
-            operands = ", ".join(map(self._place, op["inputs"]))
-            numbers = f"{len(op['inputs'])}, {1 if op['kind'] == 'add' else -1}, {prod(op['shape'])}"
-            self.calls.append(f"    {{\n        const int8_t *const operands[] = {{{operands}}};")
-            self.calls.append(f"        eltwise(operands, {numbers}, {self._place(op['name'])});\n    }}")
-        elif op["kind"] == "concat":
-            offset = self.offsets[op["name"]]
-            for name in op["inputs"]:
-                size = prod(self.model.shape(name))
-                self.calls.append(f"    memcpy(arena + {offset}, {self._place(name)}, {size});")
-                offset += size
-        elif op["kind"] != "flatten":
-            self._layer(index, op)
-
-    def _layer(self, index: int, op: dict) -> None:
-        name, weighted = op["name"], op["kind"] in WEIGHTED
-        source, shape = self._place(op["inputs"][0]), self.model.shape(op["inputs"][0])
-        if op["pool"]:
-            pooled = self._place(f"{name}/pool" if weighted else name)
-            self._pool(index, op["pool"], shape, source, pooled)
-            source, shape = pooled, pooled_shape(op["pool"], shape)
-        if weighted:
-            self.tables.append(self._table(index, op, shape))
-            function = ("linear" if op["kind"] == "linear" else "conv") + ("_wide" if op["wide"] else "")
-            target = f"output + {self.first[name]}" if op["wide"] else self._place(name)
-            self.calls.append(f"    {function}(&layer{index}, {source}, {target});")
-
-    def _pool(self, index: int, how: dict, shape: tuple[int, ...], source: str, target: str) -> None:
-        kind = "MAX" if how["type"] == "max" else "AVG_ROUND" if how["round"] else "AVG"
-        windows = [value for key in ("size", "stride", "dilation") for value in _pair(how[key])]
-        numbers = ", ".join(map(str, [*_map(shape), *_map(pooled_shape(how, shape))[1:], *windows]))
-        self.tables.append(f"static const pool_t pool{index} = {{{kind}, {numbers}}};")
-        self.calls.append(f"    pool(&pool{index}, {source}, {target});")
-
-    def _table(self, index: int, op: dict, shape: tuple[int, ...]) -> str:
-        form = {"kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1} | op
-        kernel, stride, dilation = (_pair(form[key]) for key in ("kernel", "stride", "dilation"))
-        padding, transposed = _pair(form["padding"], 0), op["kind"] == "conv_transpose2d"
-        self.kernel = max(self.kernel, op["in_channels"] // form["groups"] * prod(kernel))
-        if op["kind"] == "linear":
-            sizes = [op["in_channels"], prod(shape[:-1]), 1, op["out_channels"], prod(shape[:-1]), 1]
-        else:
-            sizes = [*_map(shape), *_map(tuple(op["shape"]))]
-            self.plane = max(self.plane, sizes[4] * sizes[5])
-            if kernel == stride == [1, 1] and padding == [0, 0] and not transposed:
-                sizes[1:3], sizes[4:6] = [1, sizes[1] * sizes[2]], [1, sizes[4] * sizes[5]]
-        shift = op["weight_bits"] - 1 - op["output_shift"]
-        numbers = [op["weight_bits"], int(transposed), form["groups"], *sizes, *kernel, *stride, *padding, *dilation, shift]
-        weight, activation = self.layers[op["layer"]], {"relu": "RELU", "abs": "ABS"}.get(op["activation"], "NONE")
-        bias = f"{weight}_bias" if self.model.bias(op["layer"]) is not None else "0"
-        return f"static const layer_t layer{index} = {{{weight}, {bias}, {', '.join(map(str, numbers))}, {activation}}};"
-
-    def _collect(self, op: dict) -> None:
-        """Copy what is an output into the caller's array of int32; wide layers have written there already."""
-        size, home = prod(op["shape"]), self.home[op["name"]]
-        for start in (start for name, start in self.outputs if name == op["name"]):
-            if home == "input" or home in self.offsets:
-                self.calls.append(f"    widen({self._place(home)}, {size}, output + {start});")
-            elif start != self.first[home]:
-                self.calls.append(f"    memcpy(output + {start}, output + {self.first[home]}, {size} * sizeof *output);")
-
-    def values(self) -> dict[str, str | int]:
-        """What the templates network.c and network.h leave open."""
-        graph, calls = self.model.graph, "\n".join(self.calls)
-        constants = [*self._arrays(), *self.tables]
-        names = re.findall(r"^static const \w+ (\w+)", "\n".join(constants), re.M)
-        exponents = [f" * {_plain(o['op'])}: real value = integer * 2^{o['exponent']}\n" for o in graph["outputs"]]
-        memory = "static int8_t arena[NETWORK_ARENA];\n\n" if "arena" in calls else ""
-        return {
-            "arch": _plain(graph["arch"]), "exponents": "".join(exponents), "input": prod(graph["input_shape"]),
-            "output": self.output_size, "arena": max(self.top, 1), "plane": self.plane, "kernel": self.kernel,
-            "includes": "#include <string.h>\n\n" if "memcpy" in calls else "",
-            "constants": "".join(f"{text}\n" for text in constants),
-            "flash": " + ".join(f"sizeof {name}" for name in names) or "0",
-            "helpers": memory + (WIDEN if "widen" in calls else ""), "calls": calls,
-        }  # fmt: skip
-
-    def _arrays(self) -> Iterator[str]:
-        for layer, name in self.layers.items():
-            yield c_array(f"static const uint8_t {name}[]", self.model.tensors[f"{layer}.weight"].ravel().view(np.uint8))
-            if (bias := self.model.bias(layer)) is not None:
-                yield c_array(f"static const int8_t {name}_bias[]", bias)
+    A tensor lies as (C, H, W) if `planar`, else as (H, W, C). A linear layer's channels are the last axis, its pixels the others.
+    """
+    c, h, w = _map(shape)
+    step_c, step_h, step_w = (h * w, w, 1) if planar else (1, w * c, c)
+    return ([h, c], [step_h, step_c, step_w]) if linear and len(shape) > 1 else ([h, w], [step_h, step_w, step_c])
 
 
 def _pair(values: list[int], row: int = 1) -> list[int]:
@@ -191,3 +77,160 @@ def _pair(values: list[int], row: int = 1) -> list[int]:
 def _plain(name: str) -> str:
     """A name that is harmless inside a C comment."""
     return re.sub(r"[^\w.@ -]", "_", name)
+
+
+class Writer:
+    """Collects what network.c and network.h say of a model: see `values`. OverflowError for sums beyond 32 bits."""
+
+    def __init__(self, model: CompactModel):
+        self.model, self.home = model, homes(model)
+        names = [output["op"] for output in model.graph["outputs"]]
+        last = last_uses(model.ops, names)
+        self.offsets, self.top = arena(model)
+        self.ops = [op for op in model.ops if op["name"] in last and self.home[op["name"]] == op["name"]]
+        *starts, self.output_size = accumulate((prod(model.shape(name)) for name in names), initial=0)
+        self.outputs = list(zip(names, starts))
+        self.first = {self.home[name]: start for name, start in reversed(self.outputs)}  # where a wide layer writes
+        self.patch, self.bits, self.single, self.arrays, self.tables, self.calls = UNIT, 0, 0, {}, [], []
+        if PIXELS in self.offsets:
+            channels, size = model.shape("input")[0], places(model.shape("input"))
+            self.calls.append(f"    transpose(codes, {channels}, {size}, {self._at(PIXELS)});")
+        for index, op in enumerate(self.ops):
+            self.calls.append(f"    /* {_plain(op['name'])}: {op['kind']} -> {' x '.join(map(str, op['shape']))} */")
+            self._operation(index, op)
+            self.calls.append(f"    WATCH({index});")
+        for name, start in self.outputs:
+            self._collect(name, start)
+
+    def _at(self, block: str) -> str:
+        return "codes" if block == "input" else f"arena + {self.offsets[block]}"
+
+    def _operation(self, index: int, op: dict) -> None:
+        at = [self._at(block) if block == "input" or block in self.offsets else "" for block in operands(self.model, op)]
+        if op["kind"] in ("add", "sub"):
+            numbers = f"{len(at)}, {1 if op['kind'] == 'add' else -1}, {prod(op['shape'])}"
+            self.calls.append(f"    {{\n        const int8_t *const operands[] = {{{', '.join(at)}}};")
+            self.calls.append(f"        eltwise(operands, {numbers}, {self._at(op['name'])});\n    }}")
+        elif op["kind"] == "concat":
+            offset = self.offsets[op["name"]]
+            for place, name in zip(at, op["inputs"]):
+                channels = self.model.shape(name)[0]
+                self.calls.append(f"    join({place}, {places(op['shape'])}, {channels}, {op['shape'][0]}, arena + {offset});")
+                offset += channels
+        elif op["kind"] == "flatten":
+            shape = self.model.shape(op["inputs"][0])
+            self.calls.append(f"    transpose({at[0]}, {places(shape)}, {shape[0]}, {self._at(op['name'])});")
+        else:
+            self._layer(index, op, at[0])
+
+    def _layer(self, index: int, op: dict, source: str) -> None:
+        name, weighted = op["name"], op["kind"] in WEIGHTED
+        shape, planar = self.model.shape(op["inputs"][0]), source == "codes"
+        if op["pool"]:
+            pooled = self._at(f"{name}/pool" if weighted else name)
+            self._pool(index, op["pool"], shape, source, pooled)
+            source, shape, planar = pooled, pooled_shape(op["pool"], shape), False
+        if weighted:
+            target = f"output + {self.first[name]}" if op["wide"] else self._at(name)
+            self._weighted(index, op, _view(shape, planar, op["kind"] == "linear"), source, target)
+
+    def _pool(self, index: int, how: dict, shape: tuple[int, ...], source: str, target: str) -> None:
+        kind = "MAX" if how["type"] == "max" else "AVG_ROUND" if how["round"] else "AVG"
+        windows = [value for key in ("size", "stride", "dilation") for value in _pair(how[key])]
+        channels, _, columns = _map(shape)
+        numbers = ", ".join(map(str, [channels, columns, *_map(pooled_shape(how, shape))[1:], *windows]))
+        self.tables.append(f"static const pool_t pool{index} = {{{kind}, {numbers}}};")
+        self.calls.append(f"    pool(&pool{index}, {source}, {target});")
+
+    def _weighted(self, index: int, op: dict, view: tuple[list[int], list[int]], source: str, target: str) -> None:
+        """A call for each phase of a transposed convolution, one for any other layer."""
+        form = {"kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1} | op
+        kernel, stride, dilation = (_pair(form[key]) for key in ("kernel", "stride", "dilation"))
+        padding = _pair(form["padding"], 0)
+        out, steps = _view(tuple(op["shape"]), op["wide"], op["kind"] == "linear")
+        deep = 1 < form["groups"] == op["in_channels"] == op["out_channels"]
+        call = ("depthwise" if deep else "conv") + "(&{}, " + source + (", 0, {});" if op["wide"] else ", {}, 0);")
+        if op["kind"] != "conv_transpose2d":
+            taps, geometry = [range(k) for k in kernel], [*stride, *dilation, *(-p for p in padding)]
+            table = self._table(f"layer{index}", op, form["groups"], taps, view, (out, steps), geometry, deep)
+            self.calls.append("    " + call.format(table, target))
+            return
+        for r in product(*map(range, stride)):
+            size = [-(-(o - begin) // s) for o, begin, s in zip(out, r, stride)]
+            phases = [one_phase(*numbers) for numbers in zip(r, kernel, stride, padding, dilation)]
+            taps, first, apart = zip(*phases)
+            wider = [steps[0] * stride[0], steps[1] * stride[1], steps[2]]
+            if min(size) > 0:
+                name = f"layer{index}_{r[0]}{r[1]}"
+                table = self._table(name, op, form["groups"], taps, view, (size, wider), [1, 1, *apart, *first], deep)
+                self.calls.append("    " + call.format(table, f"{target} + {r[0] * steps[0] + r[1] * steps[1]}"))
+
+    def _table(self, name: str, op: dict, groups: int, taps, view, result, geometry: list[int], deep: bool) -> str:
+        weight, bits = self._weights(op, groups, taps, deep), 8 if deep else op["weight_bits"]
+        shift = op["weight_bits"] - 1 - op["output_shift"] + 8 - bits
+        bias = "0"
+        if (codes := self.model.bias(op["layer"])) is not None:
+            bias = self._array("static const int8_t {}[]", codes, (op["layer"], "bias"))
+        self.single |= int(not deep and result[0] == [1, 1])
+        channels = [op["in_channels"] // groups, op["out_channels"] // groups, groups]
+        numbers = [*view[0], *view[1], *result[0], *result[1], *channels, bits, *map(len, taps), *geometry[:4], shift]
+        activation = {"relu": "RELU", "abs": "ABS"}.get(op["activation"], "NONE")
+        self.tables.append(
+            f"static const layer_t {name} = {{{weight}, {bias}, {', '.join(map(str, numbers))}, {activation}, "
+            f"{geometry[4]}, {geometry[5]}}};"
+        )
+        return name
+
+    def _weights(self, op: dict, groups: int, taps, deep: bool) -> str:
+        """Name of the array with a layer's weights at the kernel places `taps` (rows, columns), in the engine's order."""
+        if not all(taps):
+            return "0"
+        key = (op["layer"], *map(tuple, taps))
+        weight = self.model.weight(op["layer"])
+        weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], *_pair(op.get("kernel", [1])))
+        order = (0, 2, 3, 4, 1) if op["kind"] == "conv_transpose2d" else (0, 1, 3, 4, 2)  # group, out, place in the kernel, in
+        inputs = weight[:, :, :, list(taps[0])][..., list(taps[1])].transpose(order)
+        inputs = inputs.reshape(*inputs.shape[:2], -1)
+        if deep:
+            return self._array("static const int8_t {}[]", inputs.reshape(groups, -1).T.ravel(), key)
+        bits = op["weight_bits"]
+        if engine_of(self.model).largest[op["name"]] << (8 - bits) > INT32_MAX:
+            raise OverflowError(f"{op['name']}: its sums, times {1 << 8 - bits}, may exceed 32 bits; give the layer fewer inputs")
+        self.patch, self.bits = max(self.patch, -(-inputs.shape[-1] // UNIT) * UNIT), self.bits | bits
+        return self._array("static const uint32_t {}[]", lanes(inputs, bits), key)
+
+    def _array(self, declaration: str, values: np.ndarray, key: tuple) -> str:
+        """Name of the array for `key`, (layer, ...), written once."""
+        if key not in self.arrays:
+            self.arrays[key] = f"data{len(self.arrays)}", declaration, values
+        return self.arrays[key][0]
+
+    def data_bytes(self) -> int:
+        """Bytes of constants: weights, biases, and the tables, of which those of layers are the larger ones."""
+        return sum(values.nbytes for *_, values in self.arrays.values()) + LAYER_BYTES * len(self.tables)
+
+    def _collect(self, name: str, start: int) -> None:
+        """Copy what is an output into the caller's array of int32, as (C, H, W); wide layers have written there already."""
+        home, shape = self.home[name], self.model.shape(name)
+        if home == "input":
+            self.calls.append(f"    transpose_wide(codes, {prod(shape)}, 1, output + {start});")
+        elif home in self.offsets:
+            self.calls.append(f"    transpose_wide({self._at(home)}, {places(shape)}, {shape[0]}, output + {start});")
+        elif start != self.first[home]:
+            self.calls.append(f"    memcpy(output + {start}, output + {self.first[home]}, {prod(shape)} * sizeof *output);")
+
+    def values(self) -> dict[str, str | int]:
+        """What the templates network.c and network.h leave open."""
+        graph, calls = self.model.graph, "\n".join(self.calls)
+        arrays = [f"/* {_plain(key[0])} */\n{c_array(text.format(name), data)}" for key, (name, text, data) in self.arrays.items()]
+        constants = [*arrays, *self.tables]
+        names = re.findall(r"^static const \w+ (\w+)", "\n".join(constants), re.M)
+        exponents = [f" * {_plain(o['op'])}: real value = integer * 2^{o['exponent']}\n" for o in graph["outputs"]]
+        return {
+            "arch": _plain(graph["arch"]), "exponents": "".join(exponents), "input": prod(graph["input_shape"]),
+            "output": self.output_size, "arena": max(self.top, 1), "patch": self.patch, "bits": self.bits, "single": self.single,
+            "includes": "#include <string.h>\n\n" if "memcpy" in calls else "",
+            "constants": "".join(f"{text}\n" for text in constants),
+            "flash": " + ".join(f"sizeof {name}" for name in names) or "0",
+            "memory": "static int8_t arena[NETWORK_ARENA];\n\n" if "arena" in calls else "", "calls": calls,
+        }  # fmt: skip

@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,15 @@ from qatlib.integer.quantized import QuantizedModel, save_compact
 from qatlib.integer.source import answer_rows, as_compact, sample_codes
 from qatlib.wording import columns
 
-COMPACT, CHECKPOINT, ONNX, C, CHIP = "model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "max78000"
+COMPACT, CHECKPOINT, ONNX, C, M4, CHIP = "model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "cortex-m4", "max78000"
 
 
 @dataclass(frozen=True)
 class Part:
     """A file or folder that `export_all` writes: what reads it, and which engine `check_folder` runs on it, with `run`.
 
-    `absent`: how the sentence begins that says why a folder is without it; `size`: bytes (of all files), once it is written.
+    `again`: the NumPy engine reads it, in place of one of its own. `absent`: how the sentence begins that says why a folder is
+    without it; `size`: bytes (of all files), once it is written.
     """
 
     file: str
@@ -42,6 +44,7 @@ class Part:
     run: Callable | None = None
     absent: str = "the folder was written"
     size: int = 0
+    again: bool = False
 
 
 PARTS = (
@@ -50,8 +53,10 @@ PARTS = (
          "the folder was written from integers,"),
     Part(ONNX, "ONNX Runtime and other ONNX engines", "ONNX Runtime", engines.run_onnx),
     Part(C, "any C99 compiler: make check", "C, gcc -O3", engines.run_project),
+    Part(M4, "the microcontroller beside the accelerator: make check", "C, Cortex-M4 in QEMU", engines.run_cortex_m4,
+         "the network does not fit the Cortex-M4, so the folder was written"),
     Part(CHIP, "the vendor's ai8xize.py, see its README.md", "MAX78000 known answer", engines.run_chip,
-         "the network does not fit the chip, so the folder was written"),
+         "the network does not fit the chip, so the folder was written", again=True),
 )  # fmt: skip
 
 
@@ -59,8 +64,9 @@ def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = Non
     """Write every form of `model` into `folder`, whole or not at all; the list says what was written.
 
     `model`: a trained network, a compact model, or the path of a compact file. `sample`: int8 codes (N, *input_shape), the
-    pictures of the known-answer tests. Without the package onnx everything else is written, and for a network that does
-    not fit the chip everything but the synthesis inputs; the last rows say why. Raises as `quantize_model` and `export_c` do.
+    pictures of the known-answer tests. Without the package onnx everything else is written, and for a network that does not fit the
+    chip, or the microcontroller beside it, everything but the files for that; the last rows say why. Raises as `quantize_model`
+    and `export_c` do.
     """
     compact, refused = as_compact(model, input_shape), []
 
@@ -72,10 +78,12 @@ def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = Non
         except ImportError as problem:
             refused.append(replace(PARTS[2], file=f"{ONNX} (not written)", reader=str(problem)))
         export_c(compact, target / C, sample)
-        try:
-            export_max78000(compact, None if sample is None else sample_codes(compact, sample)[0], target / CHIP)
-        except ValueError as problem:
-            refused.append(replace(PARTS[-1], file=f"{CHIP} (not written)", reader=str(problem)))
+        picture = None if sample is None else sample_codes(compact, sample)[0]
+        for part, export in zip(PARTS[-2:], (partial(export_c, compact, target=M4), partial(export_max78000, compact, picture))):
+            try:
+                export(folder=target / part.file)
+            except ValueError as problem:
+                refused.append(replace(part, file=f"{part.file} (not written)", reader=str(problem)))
 
     folder = write_folder(folder, fill)
     return [*(replace(part, size=size(folder / part.file)) for part in PARTS if (folder / part.file).exists()), *refused]
@@ -130,7 +138,8 @@ def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[En
     """Run every engine of `folder` on the same n pictures, and count the outputs that differ from the NumPy integers.
 
     `model`: the torch network (its class, built as it was for training), which then gets the folder's checkpoint; without either
-    torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one). An engine whose files were deleted
+    torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one); the emulator computes 16 pictures at
+    most and counts instructions. An engine whose files were deleted
     is listed as missing. Raises FileNotFoundError for a folder without model_8bit.pth, ValueError for n below 1 and, naming the
     file, for one that is not as it was written.
     """
@@ -151,7 +160,7 @@ def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[En
         elif gone := [file for file in files if not (folder / file).is_file()]:
             results.append(Engine(part.engine, note=f"{gone[0]}; export the folder again", missing=True))
         else:
-            results.append(_compared(part.engine, part.run(folder / part.file, compact, codes, model), reference))
+            results.append(_compared(part, part.run(folder / part.file, compact, codes, model), reference))
     return results
 
 
@@ -162,13 +171,13 @@ def _check_unchanged(folder: Path, written: dict[str, str]) -> None:
             raise ValueError(f"{path} was edited or damaged after it was written; export the folder again")
 
 
-def _compared(name: str, outcome, reference: np.ndarray) -> Engine:
-    """`outcome`: a reason for not running, or (rows of outputs, milliseconds a picture[, right rows if not `reference`])."""
+def _compared(part: Part, outcome: str | engines.Outcome, reference: np.ndarray) -> Engine:
+    """`outcome`: a reason for not running, or what the engine computed."""
     if isinstance(outcome, str):
-        return Engine(name, note=outcome)
-    rows, milliseconds, *own = outcome
-    wanted = own[0] if own else reference
+        return Engine(part.engine, note=outcome)
+    rows, wanted = outcome.rows, reference[: len(outcome.rows)] if outcome.wanted is None else outcome.wanted
     if rows.shape != wanted.shape:
         shapes = f"{rows.shape[1]} outputs a picture, the network has {wanted.shape[1]}"
-        raise ValueError(f"{name}: {shapes}; the file belongs to another network, export the folder again")
-    return Engine(name, len(rows), rows.size, int((rows != wanted).sum()), milliseconds)
+        raise ValueError(f"{part.engine}: {shapes}; the file belongs to another network, export the folder again")
+    differing = int((rows != wanted).sum())
+    return Engine(part.engine, len(rows), rows.size, differing, outcome.milliseconds, "", False, part.again, outcome.instructions)

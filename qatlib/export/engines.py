@@ -1,7 +1,7 @@
 """The engines that read an exported folder: each takes the same pictures and gives rows of integers to compare.
 
-The fake-quantized torch network, ONNX Runtime, the compiled C project, and the known answer for the chip, which is computed here
-from the synthesis inputs themselves. A file that cannot be used is refused by name.
+The fake-quantized torch network, ONNX Runtime, the C project on this computer, and its twin on an emulated Cortex-M4. The chip's
+inputs have no engine here: the NumPy integers read them again. A file that cannot be used is refused by name.
 """
 
 import copy
@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from qatlib.ai8x.qat import tensors_in
 from qatlib.chip.operations import WEIGHTED
+from qatlib.export import cortex_m4
 from qatlib.export.max78000 import arch_name
 from qatlib.export.network import hint, tensors, with_state
 from qatlib.files import load
@@ -34,7 +36,8 @@ BLOCK = 16
 class Engine:
     """One result of `check_folder`: of `outputs` integers for `pictures` pictures, `differing` are not the reference's.
 
-    Without pictures it did not run, and `note` says why; `missing` where its files were deleted.
+    Without pictures it did not run, and `note` says why; `missing` where its files were deleted; `again` where no engine of its own
+    computed them, but the reference's from other files. `instructions`: an emulator's count for a picture.
     """
 
     name: str
@@ -44,13 +47,26 @@ class Engine:
     milliseconds: float | None = None
     note: str = ""
     missing: bool = False
+    again: bool = False
+    instructions: int | None = None
 
     def __str__(self) -> str:
         if not self.pictures:
             return f"{self.name:<24} {'missing' if self.missing else 'not run'}: {self.note}"
         pace = "" if self.milliseconds is None else f", {self.milliseconds:.3f} ms a picture"
+        pace += f", {self.instructions / 1e6:.1f} million instructions a picture" if self.instructions else ""
+        pace += ", read by NumPy again" if self.again else ""
         count = f"{self.pictures} picture{'s' if self.pictures > 1 else ''}"
         return f"{self.name:<24} {self.differing:,} of {self.outputs:,} outputs differ, {count}{pace}"
+
+
+class Outcome(NamedTuple):
+    """Rows of outputs of the first pictures, how long one took, and, if not the reference's, what they should be."""
+
+    rows: np.ndarray
+    milliseconds: float | None = None
+    instructions: int | None = None
+    wanted: np.ndarray | None = None
 
 
 @contextmanager
@@ -101,7 +117,7 @@ def run_torch(path: Path, compact: CompactModel, codes: np.ndarray, model):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return timed(torch_runner(model, compact), codes)
+        return Outcome(*timed(torch_runner(model, compact), codes))
     finally:
         torch.set_num_threads(threads)
 
@@ -125,7 +141,7 @@ def run_onnx(path: Path, compact: CompactModel, codes: np.ndarray, _):
     if find_spec("onnxruntime") is None:
         return str(need("onnxruntime", "export"))
     with _reading(path):
-        return timed(onnx_runner(path, compact), codes)
+        return Outcome(*timed(onnx_runner(path, compact), codes))
 
 
 def compiler() -> str | None:
@@ -156,7 +172,16 @@ def run_project(folder: Path, compact: CompactModel, codes: np.ndarray, _):
         return "no C compiler; install gcc"
     with tempfile.TemporaryDirectory() as temporary:
         compile_c(folder, Path(temporary) / "network")
-        return run_c(Path(temporary) / "network", codes)
+        return Outcome(*run_c(Path(temporary) / "network", codes))
+
+
+def run_cortex_m4(folder: Path, compact: CompactModel, codes: np.ndarray, _):
+    """The first pictures only: see `cortex_m4.MOST`."""
+    if problem := cortex_m4.missing():
+        return problem
+    with _reading(folder):
+        rows, instructions = cortex_m4.run_pictures(folder, codes[: cortex_m4.MOST])
+    return Outcome(rows, None, instructions)
 
 
 def run_chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
@@ -167,7 +192,7 @@ def run_chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
         picture = sample_codes(model, np.load(sample).reshape(model.graph["input_shape"]))  # a vector is stored as (C, 1, 1)
     rows = answer_rows(model, picture)
     with _reading(expected := folder / f"expected_{arch}.npy"):
-        return rows, None, np.load(expected).reshape(rows.shape)
+        return Outcome(rows, wanted=np.load(expected).reshape(rows.shape))
 
 
 def synthesis_model(compact: CompactModel, path: Path) -> CompactModel:

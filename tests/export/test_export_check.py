@@ -14,7 +14,7 @@ import torch
 from qatcourse.pose.model import PoseTiny
 from qatlib import ai8x
 from qatlib.chip import lowering, meter
-from qatlib.export import check, export_c, export_max78000, export_onnx
+from qatlib.export import check, cortex_m4, export_c, export_max78000, export_onnx
 from qatlib.export.__main__ import main
 from qatlib.files import record
 from qatlib.integer import compact, convert, quantize_model
@@ -23,7 +23,9 @@ from qatlib.integer.engine import Integer
 # 1-bit weights (0 and -1) only where the input has both signs: behind a ReLU they give zero.
 MIXED = {"conv1": {"weight_bits": 1}, "conv3": {"weight_bits": 2}, "up8": {"weight_bits": 8}, "head": {"weight_bits": 8}}
 POSE = ["--network", "qatcourse.pose.model:PoseTiny"]
-ENGINES = ["NumPy integers (ref.)", "torch, fake-quantized", "ONNX Runtime", "C, gcc -O3", "MAX78000 known answer"]
+ENGINES = {"NumPy integers (ref.)": True, "torch, fake-quantized": True, "ONNX Runtime": True,
+           "C, gcc -O3": bool(shutil.which("gcc")), "C, Cortex-M4 in QEMU": not cortex_m4.missing(),
+           "MAX78000 known answer": True}  # fmt: skip
 
 
 class Residual(torch.nn.Module):
@@ -70,15 +72,15 @@ CASES = {"8, large": (8, None, 128), "4": (4, None, 64), "2": (2, None, 64), "mi
 def test_pose_tiny_all_engines(bits, overrides, side, tmp_path):
     net = prepared(PoseTiny(side=side), bits, overrides)
     rows = check.export_all(net, tmp_path / "all")
-    assert [row.file for row in rows] == ["model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "max78000"]
+    assert [row.file for row in rows] == ["model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "cortex-m4", "max78000"]
     assert "ONNX Runtime" in check.table(rows)
     if bits != 8:
         assert rows[0].size < 0.62 * 400_000
     results = check.check_folder(tmp_path / "all", 256, PoseTiny(side=side))
-    expected = [name for name in ENGINES if name != "C, gcc -O3" or shutil.which("gcc")]
-    assert [r.name for r in results if r.pictures] == expected
+    assert {r.name: bool(r.pictures) for r in results} == ENGINES
     assert [r.differing for r in results] == [0] * len(results)
-    assert all(r.outputs == 256 * 14 * 256 and r.milliseconds > 0 for r in results[:-1] if r.pictures)
+    assert all(r.outputs == 256 * 14 * 256 and r.milliseconds > 0 for r in results[:4] if r.pictures)
+    assert [r.name for r in results if r.again] == ["MAX78000 known answer"]
     compact = check.as_compact(tmp_path / "all" / "model_8bit.pth")
     assert len(np.unique(check.answer_rows(compact, check.pictures(compact, 4, net)))) > 100
 
@@ -101,7 +103,7 @@ def test_named_outputs_are_compared_too(tmp_path):
     net = prepared(Named(), 8)
     check.export_all(net, tmp_path / "all")
     results = check.check_folder(tmp_path / "all", 4, Named())
-    assert [r.differing for r in results if r.pictures] == [0] * (4 - (shutil.which("gcc") is None))
+    assert [r.differing for r in results if r.pictures] == [0] * (sum(ENGINES.values()) - 1)  # two outputs: no chip
 
 
 def test_a_calibrated_network_without_qat_is_refused_by_every_exporter(tmp_path):
@@ -245,6 +247,7 @@ def test_every_edited_file_is_named(copied, capsys):
 @pytest.mark.parametrize(
     ("file", "engine"),
     [("model.onnx", "ONNX Runtime"), ("checkpoint.pth", "torch, fake-quantized"), ("c/engine.c", "C, gcc -O3"),
+     ("cortex-m4/chip.ld", "C, Cortex-M4 in QEMU"),
      ("max78000/posetiny.yaml", "MAX78000 known answer")],
 )  # fmt: skip
 def test_a_deleted_file_is_missing_not_skipped(copied, file, engine, capsys):

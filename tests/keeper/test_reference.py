@@ -22,6 +22,10 @@ def test_numbers_measured_again(group):
     assert not found, "\n".join(found)
 
 
+def test_numbers_of_the_microcontroller_measured_again(cross_compiler):
+    test_numbers_measured_again("cortex")
+
+
 def test_a_wrong_number_is_found(tmp_path, monkeypatch):
     stored = reference.load()
     stored["exact.pose_tiny.weights"]["value"] += 1

@@ -1,7 +1,7 @@
 """Measure speed on this machine: `python tests/speed/bench.py`, or `make bench`.
 
-Three parts, each with its own table: training steps (`bench_steps`), the engines of an exported network (`bench_engines`), and
-how everything grows (`bench_growth`).
+Four parts, each with its own table: training steps (`bench_steps`), the engines of an exported network on this computer
+(`bench_engines`) and on an emulated Cortex-M4 (`bench_cortex`), and how everything grows (`bench_growth`).
 """
 
 import json
@@ -10,6 +10,7 @@ import platform
 from pathlib import Path
 
 import torch
+from bench_cortex import cortex, print_cortex
 from bench_engines import engines, print_engines
 from bench_growth import growth, print_growth
 from bench_steps import Nine, print_steps, training_steps
@@ -18,7 +19,7 @@ from qatlib.files import prepare_folder, write_atomic
 from qatlib.wording import Parser, command
 
 MOST = {"rounds": 10_000, "threads": 256, "batch": 1024}
-PARTS = ("steps", "engines", "growth")
+PARTS = ("steps", "engines", "cortex", "growth")
 
 
 def machine() -> dict:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved steps or pictures (default: 15)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of the training steps (default: 2)")
     parser.add_argument("--batch", type=int, default=32, help="pictures a training step (default: 32)")
-    parser.add_argument("--only", choices=PARTS, help="measure one of the three parts")
+    parser.add_argument("--only", choices=PARTS, help="measure one of the four parts")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, not how fast")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE, too")
     options = parser.parse_args(arguments)
@@ -62,6 +63,9 @@ def measure(part: str, options):
     if part == "engines":
         result = engines(options.rounds, options.quick)
         print_engines(result)
+    elif part == "cortex":
+        result = cortex()
+        print_cortex(result)
     elif part == "growth":
         result = growth(options.quick)
         print_growth(result)

@@ -41,7 +41,7 @@ LESSONS = (
     Lesson("04", "traditional_ptq_qat", "Traditional training, PTQ and QAT", "when QAT pays, with numbers", ("03",), 30),
     Lesson("05", "train_pose_tiny", "Train the tiny pose network", "your own trained network", ("04",), 30),
     Lesson("06", "inspect_parameters", "Inspect the parameters", "the doctor: is QAT on, is it sound?", ("05",), 25),
-    Lesson("07", "export_int8", "Export to int8", "integers, ONNX, C and the chip, bit for bit", ("05",), 25),
+    Lesson("07", "export_int8", "Export to int8", "integers, ONNX, C, a microcontroller, bit for bit", ("05",), 30),
     Lesson("08", "distillation", "Distillation", "a smaller network from a bigger one", ("04",), 20),
     Lesson("09", "sweep", "Sweeps and mixed precision", "many runs, mixed bits, the Pareto front", ("05",), 25),
     Lesson("10", "claims", "The claims page", "what to believe of a QAT text", ("04",), 30),

@@ -58,6 +58,19 @@ def chip() -> str:
     )
 
 
+def microcontroller() -> str:
+    """Instructions, time and memory of the exported program, by bits."""
+    stored = load()
+    rows = ["| weights | instructions a product | a picture | at 100 MHz | flash | RAM |", "|---|---|---|---|---|---|"]
+    for bits in (8, 4, 2):
+        count, pace, flash, ram = (
+            stored[f"cortex.bits{bits}.{name}"]["value"] for name in ("instructions", "instructions_a_product", "flash", "ram")
+        )
+        size = f"{flash / 1e3:.0f} kB | {ram / 1e3:.1f} kB"
+        rows.append(f"| {bits} bit | {pace:.2f} | {count / 1e6:.1f} million | {count / 1e5:.0f} ms | {size} |")
+    return "\n".join(rows)
+
+
 def seeds(group: str, bit_widths: tuple[int, ...]) -> str:
     """The table of `group` over every seed that was measured to the end."""
     stored, last = load(), f"bits{bit_widths[-1]}.qat.pixel_error"
@@ -72,6 +85,7 @@ SECTIONS = {
     "short": lambda: accuracy(["short"], (8, 4, 2)),
     "photographs": lambda: seeds("lsp", (8, 4)),
     "chip": chip,
+    "cortex": microcontroller,
 }
 
 

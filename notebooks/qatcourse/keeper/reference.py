@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from qatcourse.labs import ablation
 from qatcourse.labs.compare import fair, further
 from qatcourse.people.cache import cache_folder
 from qatcourse.pose.data import load as load_poses
-from qatcourse.pose.evaluate import calibration_batches, evaluate, heat_maps, score, untrained
+from qatcourse.pose.evaluate import calibrated_ptq, calibration_batches, evaluate, heat_maps, score, untrained
 from qatcourse.pose.model import PoseTiny, soft_argmax
 from qatcourse.pose.train import configure, load_model, model_from, pictures, read_checkpoint, taught, train
-from qatlib import ai8x
+from qatlib import ai8x, quantize_model
+from qatlib.export import cortex_m4, export_c
 from qatlib.files import write_atomic
 from qatlib.quantizers import round_half_up
 from qatlib.wording import Parser, command
@@ -80,6 +82,22 @@ def exact(seed: int = 0) -> Iterator[Number]:
     half_up = round_half_up(accumulators)
     for name, other in {"half_even": accumulators.round(), "truncation": accumulators.trunc()}.items():
         yield Number(f"exact.rounding.{name}_differs", float((half_up != other).double().mean()), 0, "share of values")
+
+
+def microcontroller() -> Iterator[Number]:
+    """The committed network as a program on an emulated Cortex-M4. Other versions of the compiler count differently, hence 3 %."""
+    if problem := cortex_m4.missing():
+        raise FileNotFoundError(problem)
+    batches = calibration_batches(load_poses("figures", "train", 500))
+    for bits in (8, 4, 2):
+        compact = quantize_model(calibrated_ptq(load_model(PRETRAINED), batches, weight_bits=bits), bit_width=bits).compact
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = export_c(compact, Path(temporary) / "net", target="cortex-m4")
+            counts = {"instructions": sum(cortex_m4.layers(folder)), **dict(zip(("flash", "ram"), cortex_m4.sizes(folder)))}
+        for name, count in counts.items():
+            yield Number(f"cortex.bits{bits}.{name}", count, 0.03 * count, "a picture" if name == "instructions" else "bytes")
+        pace = counts["instructions"] / sum(cortex_m4.products(compact))
+        yield Number(f"cortex.bits{bits}.instructions_a_product", pace, 0.03 * pace, "instructions")
 
 
 def pretrained() -> Iterator[Number]:
@@ -171,6 +189,7 @@ def _pretrained_state() -> dict:
 
 GROUPS: dict[str, Callable[[], Iterator[Number]]] = {
     "exact": exact,
+    "cortex": microcontroller,
     "pretrained": pretrained,
     "short": short,
     "figures.quick.seed0": lambda: quick(0),

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import psutil
 
+DEBIAN = {"arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi"}  # where the package has another name
 PACKAGES = {
     "torch": "all lessons",
     "numpy": "all lessons",
@@ -34,7 +35,7 @@ def _version(name: str) -> str:
 
 
 def tools() -> list[dict]:
-    """Python, processors, memory, the C compiler and Chromium; the last two are optional."""
+    """Python, processors, memory, the compilers, the emulator and Chromium; all but the first three are optional."""
     browsers = ("chromium", "chromium-browser", "google-chrome")
     memory = psutil.virtual_memory().total / 2**30
     return [
@@ -42,6 +43,8 @@ def tools() -> list[dict]:
         {"what": "processors", "found": str(os.cpu_count()), "for": "2 are enough"},
         {"what": "memory", "found": f"{memory:.0f} GiB", "for": "4 GiB are enough"},
         {"what": "C compiler", "found": _command(("gcc", "clang", "cc")), "for": "the C engine of lesson 07 (optional)"},
+        {"what": "cross compiler", "found": _command(("arm-none-eabi-gcc",)), "for": "the same on a Cortex-M4 (optional)"},
+        {"what": "emulator", "found": _command(("qemu-system-arm",)), "for": "to run that without a board (optional)"},
         {"what": "Chromium", "found": _command(browsers), "for": "browser tests only (optional)"},
     ]
 
@@ -49,7 +52,7 @@ def tools() -> list[dict]:
 def _command(names: tuple[str, ...]) -> str:
     found = next((name for name in names if shutil.which(name)), None)
     if found is None:
-        return f"missing: apt-get install {names[0]}"
+        return f"missing: apt-get install {DEBIAN.get(names[0], names[0])}"
     said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30).stdout
     version = re.search(r"\d+(\.\d+)+", said)
     return f"{found} {version.group() if version else '(version unknown)'}"

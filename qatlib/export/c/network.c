@@ -3,10 +3,16 @@
 
 $includes#include "engine.h"
 
+#ifdef NETWORK_WATCH
+#define WATCH(done) network_watch(done)
+#else
+#define WATCH(done) ((void)0)
+#endif
+
 $constants
 const uint32_t network_flash = $flash;
 
-${helpers}void network(const int8_t *codes, int32_t *output)
+${memory}void network(const int8_t *codes, int32_t *output)
 {
 $calls
 }

@@ -1,8 +1,8 @@
 /* ./network: known-answer test, sizes, time.   ./network IN OUT: int8 pictures from file IN, int32 outputs to file OUT. */
 #include <stdio.h>
-#include <string.h>
 #include <time.h>
 
+#include "engine.h"
 #include "kat.h"
 #include "network.h"
 
@@ -11,32 +11,43 @@ static int32_t output[NETWORK_OUTPUT];
 
 static int known_answers(void)
 {
-    long wrong = 0;
-    int i, j, passed = 0;
+    int i, passed = 0;
 
     for (i = 0; i < KAT_PICTURES; i++) {
-        long before = wrong;
-        network(kat_pictures[i], output);
-        for (j = 0; j < NETWORK_OUTPUT; j++)
-            wrong += output[j] != kat_answers[i][j];
-        passed += wrong == before;
+        kat_picture(i, picture);
+        network(picture, output);
+        passed += kat_checksum(output) == kat_checksums[i];
     }
-    printf("%s: %d of %d known answers, %ld of %ld outputs differ\n", wrong ? "FAIL" : "PASS", passed, KAT_PICTURES, wrong,
-           (long)KAT_PICTURES * NETWORK_OUTPUT);
-    printf("flash: %ld bytes of weights, biases and tables; RAM: %ld bytes of buffers\n", (long)network_flash, (long)NETWORK_RAM);
-    return wrong != 0;
+    printf("%s: %d of %d known answers\n", passed == KAT_PICTURES ? "PASS" : "FAIL", passed, KAT_PICTURES);
+    printf("flash: %ld bytes of weights, biases and tables; RAM: %ld bytes of buffers\n", (long)network_flash,
+           (long)(NETWORK_ARENA + ENGINE_RAM + NETWORK_INPUT + 4 * NETWORK_OUTPUT));
+    return passed != KAT_PICTURES;
+}
+
+/* Prints `used` clock ticks of `runs` pictures as milliseconds a picture; in integers, which every printf knows. */
+static void print_time(clock_t used, long runs)
+{
+    long nanoseconds = (long)((double)used / CLOCKS_PER_SEC * 1e9 / (double)runs);
+
+    printf("%ld.%04ld ms a picture\n", nanoseconds / 1000000, nanoseconds / 100 % 10000);
 }
 
 static void timing(void)
 {
-    clock_t begin = clock(), used;
+    clock_t begin = clock(), used = 0;
     long runs = 0;
 
-    do {
-        network(kat_pictures[runs++ % KAT_PICTURES], output);
+    if (begin == (clock_t)-1) {
+        printf("time: this computer has no clock()\n");
+        return;
+    }
+    while (used < CLOCKS_PER_SEC / 5 && runs < 1000000) {
+        network(picture, output);
+        runs++;
         used = clock() - begin;
-    } while (used < CLOCKS_PER_SEC / 5);
-    printf("time: %.3f ms a picture on this computer\n", 1e3 * (double)used / CLOCKS_PER_SEC / (double)runs);
+    }
+    printf("time: ");
+    print_time(used, runs);
 }
 
 static int whole_file(const char *in_name, const char *out_name)
@@ -71,7 +82,8 @@ static int whole_file(const char *in_name, const char *out_name)
         fprintf(stderr, "%s does not hold whole pictures of %d bytes\n", in_name, NETWORK_INPUT);
         return 2;
     }
-    printf("%ld pictures, %.4f ms a picture\n", count, count ? 1e3 * (double)used / CLOCKS_PER_SEC / (double)count : 0.0);
+    printf("%ld pictures, ", count);
+    print_time(used, count ? count : 1);
     return 0;
 }
 
