@@ -42,9 +42,11 @@ def homes(model: CompactModel) -> dict[str, str]:
     return found
 
 
-def operands(model: CompactModel, op: dict) -> list[str]:
-    """Names of the blocks that `op` reads. The input is (C, H, W), which a layer can read; others read its pixels from PIXELS."""
-    home = homes(model)
+def operands(model: CompactModel, op: dict, home: dict[str, str]) -> list[str]:
+    """Names of the blocks that `op` reads, with the `homes` of the model.
+
+    The input is (C, H, W), which a layer can read; others read its pixels from PIXELS.
+    """
     pixels = not is_flat(model.shape("input")) and (op["kind"] not in (*WEIGHTED, "flatten") or op.get("pool"))
     return [PIXELS if pixels and name == "input" else home[name] for name in op["inputs"]]
 
@@ -59,14 +61,14 @@ def blocks(model: CompactModel) -> list[Block]:
     used = last_uses(model.ops, outputs)
     for index, op in enumerate(model.ops):
         if op["name"] in used:
-            ends |= dict.fromkeys(operands(model, op), 2 * index + (not (op["kind"] in WEIGHTED and op["pool"])))
+            ends |= dict.fromkeys(operands(model, op, home), 2 * index + (not (op["kind"] in WEIGHTED and op["pool"])))
     ends |= {home[name]: 2 * len(model.ops) + 1 for name in outputs}
     made = [Block(PIXELS, prod(model.shape("input")), 0, ends[PIXELS])] if PIXELS in ends else []
     for index, op in enumerate(model.ops):
         name, time = op["name"], 2 * index
         if name not in used or home[name] != name:
             continue
-        over = tuple(operands(model, op))
+        over = tuple(operands(model, op, home))
         if op["kind"] in WEIGHTED and op["pool"]:
             shape = pooled_shape(op["pool"], model.shape(op["inputs"][0]))
             made.append(Block(f"{name}/pool", prod(shape), time, time + 1, over))

@@ -1,6 +1,7 @@
 """The generated part of the C project, `network.c` and `network.h`: weights in the engine's order, tables, and the calls."""
 
 import re
+from collections.abc import Iterator
 from itertools import accumulate, product
 from math import prod
 
@@ -52,6 +53,32 @@ def one_phase(r: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     found = sorted(((r + padding - k * dilation) // stride, k) for k in range(kernel) if (r + padding - k * dilation) % stride == 0)
     inputs = [place for place, _ in found]
     return [k for _, k in found], min(inputs, default=0), inputs[1] - inputs[0] if len(inputs) > 1 else 1
+
+
+def phases(op: dict, size: list[int], steps: list[int]) -> Iterator[tuple]:
+    """The ordinary convolutions that make up a layer: itself, or one for each phase of a transposed layer's stride.
+
+    `size`, `steps`: rows and columns of its result, and the steps of (row, column, channel) in memory. Each is: suffix of its
+    name; kernel places (rows, columns); stride, dilation and first input place, for rows and columns; size and steps of its own
+    results; where they begin.
+    """
+    form = {"kernel": [1], "stride": [1], "padding": [0], "dilation": [1]} | op
+    kernel, stride, dilation = (_pair(form[key]) for key in ("kernel", "stride", "dilation"))
+    padding = _pair(form["padding"], 0)
+    if op["kind"] != "conv_transpose2d":
+        yield "", [range(k) for k in kernel], [*stride, *dilation, *(-p for p in padding)], (size, steps), 0
+        return
+    for r in product(*map(range, stride)):
+        own = [-(-(outputs - begin) // s) for outputs, begin, s in zip(size, r, stride)]
+        taps, first, apart = zip(*(one_phase(*numbers) for numbers in zip(r, kernel, stride, padding, dilation)))
+        wider = [steps[0] * stride[0], steps[1] * stride[1], steps[2]]
+        if min(own) > 0:
+            yield f"_{r[0]}{r[1]}", taps, [1, 1, *apart, *first], (own, wider), r[0] * steps[0] + r[1] * steps[1]
+
+
+def _deep(op: dict) -> bool:
+    """Whether each channel has a group of its own."""
+    return 1 < op.get("groups", 1) == op["in_channels"] == op["out_channels"]
 
 
 def _map(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -106,7 +133,7 @@ class Writer:
         return "codes" if block == "input" else f"arena + {self.offsets[block]}"
 
     def _operation(self, index: int, op: dict) -> None:
-        at = [self._at(block) if block == "input" or block in self.offsets else "" for block in operands(self.model, op)]
+        at = [self._at(block) if block == "input" or block in self.offsets else "" for block in operands(self.model, op, self.home)]
         if op["kind"] in ("add", "sub"):
             numbers = f"{len(at)}, {1 if op['kind'] == 'add' else -1}, {prod(op['shape'])}"
             self.calls.append(f"    {{\n        const int8_t *const operands[] = {{{', '.join(at)}}};")
@@ -143,35 +170,18 @@ class Writer:
         self.calls.append(f"    pool(&pool{index}, {source}, {target});")
 
     def _weighted(self, index: int, op: dict, view: tuple[list[int], list[int]], source: str, target: str) -> None:
-        """A call for each phase of a transposed convolution, one for any other layer."""
-        form = {"kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1} | op
-        kernel, stride, dilation = (_pair(form[key]) for key in ("kernel", "stride", "dilation"))
-        padding = _pair(form["padding"], 0)
-        out, steps = _view(tuple(op["shape"]), op["wide"], op["kind"] == "linear")
-        deep = 1 < form["groups"] == op["in_channels"] == op["out_channels"]
-        call = ("depthwise" if deep else "conv") + "(&{}, " + source + (", 0, {});" if op["wide"] else ", {}, 0);")
-        if op["kind"] != "conv_transpose2d":
-            taps, geometry = [range(k) for k in kernel], [*stride, *dilation, *(-p for p in padding)]
-            table = self._table(f"layer{index}", op, form["groups"], taps, view, (out, steps), geometry, deep)
-            self.calls.append("    " + call.format(table, target))
-            return
-        for r in product(*map(range, stride)):
-            size = [-(-(o - begin) // s) for o, begin, s in zip(out, r, stride)]
-            phases = [one_phase(*numbers) for numbers in zip(r, kernel, stride, padding, dilation)]
-            taps, first, apart = zip(*phases)
-            wider = [steps[0] * stride[0], steps[1] * stride[1], steps[2]]
-            if min(size) > 0:
-                name = f"layer{index}_{r[0]}{r[1]}"
-                table = self._table(name, op, form["groups"], taps, view, (size, wider), [1, 1, *apart, *first], deep)
-                self.calls.append("    " + call.format(table, f"{target} + {r[0] * steps[0] + r[1] * steps[1]}"))
+        call = ("depthwise" if _deep(op) else "conv") + "(&{}, " + source + (", 0, {});" if op["wide"] else ", {}, 0);")
+        for suffix, taps, geometry, result, offset in phases(op, *_view(tuple(op["shape"]), op["wide"], op["kind"] == "linear")):
+            table = self._table(f"layer{index}{suffix}", op, taps, geometry, view, result)
+            self.calls.append("    " + call.format(table, f"{target} + {offset}" if offset else target))
 
-    def _table(self, name: str, op: dict, groups: int, taps, view, result, geometry: list[int], deep: bool) -> str:
-        weight, bits = self._weights(op, groups, taps, deep), 8 if deep else op["weight_bits"]
+    def _table(self, name: str, op: dict, taps, geometry: list[int], view, result) -> str:
+        weight, bits, groups = self._weights(op, taps), 8 if _deep(op) else op["weight_bits"], op.get("groups", 1)
         shift = op["weight_bits"] - 1 - op["output_shift"] + 8 - bits
         bias = "0"
         if (codes := self.model.bias(op["layer"])) is not None:
             bias = self._array("static const int8_t {}[]", codes, (op["layer"], "bias"))
-        self.single |= int(not deep and result[0] == [1, 1])
+        self.single |= int(not _deep(op) and result[0] == [1, 1])
         channels = [op["in_channels"] // groups, op["out_channels"] // groups, groups]
         numbers = [*view[0], *view[1], *result[0], *result[1], *channels, bits, *map(len, taps), *geometry[:4], shift]
         activation = {"relu": "RELU", "abs": "ABS"}.get(op["activation"], "NONE")
@@ -181,17 +191,17 @@ class Writer:
         )
         return name
 
-    def _weights(self, op: dict, groups: int, taps, deep: bool) -> str:
+    def _weights(self, op: dict, taps) -> str:
         """Name of the array with a layer's weights at the kernel places `taps` (rows, columns), in the engine's order."""
         if not all(taps):
             return "0"
-        key = (op["layer"], *map(tuple, taps))
+        key, groups = (op["layer"], *map(tuple, taps)), op.get("groups", 1)
         weight = self.model.weight(op["layer"])
         weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], *_pair(op.get("kernel", [1])))
         order = (0, 2, 3, 4, 1) if op["kind"] == "conv_transpose2d" else (0, 1, 3, 4, 2)  # group, out, place in the kernel, in
         inputs = weight[:, :, :, list(taps[0])][..., list(taps[1])].transpose(order)
         inputs = inputs.reshape(*inputs.shape[:2], -1)
-        if deep:
+        if _deep(op):
             return self._array("static const int8_t {}[]", inputs.reshape(groups, -1).T.ravel(), key)
         bits = op["weight_bits"]
         if engine_of(self.model).largest[op["name"]] << (8 - bits) > INT32_MAX:

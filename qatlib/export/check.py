@@ -139,9 +139,8 @@ def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[En
 
     `model`: the torch network (its class, built as it was for training), which then gets the folder's checkpoint; without either
     torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one); the emulator computes 16 pictures at
-    most and counts instructions. An engine whose files were deleted
-    is listed as missing. Raises FileNotFoundError for a folder without model_8bit.pth, ValueError for n below 1 and, naming the
-    file, for one that is not as it was written.
+    most and counts instructions. An engine whose files were deleted is listed as missing. Raises FileNotFoundError for a folder
+    without model_8bit.pth, ValueError for n below 1 and, naming the file, for one that is not as it was written.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n is {n!r}; compare at least one picture")
@@ -179,5 +178,5 @@ def _compared(part: Part, outcome: str | engines.Outcome, reference: np.ndarray)
     if rows.shape != wanted.shape:
         shapes = f"{rows.shape[1]} outputs a picture, the network has {wanted.shape[1]}"
         raise ValueError(f"{part.engine}: {shapes}; the file belongs to another network, export the folder again")
-    differing = int((rows != wanted).sum())
-    return Engine(part.engine, len(rows), rows.size, differing, outcome.milliseconds, "", False, part.again, outcome.instructions)
+    return Engine(part.engine, len(rows), rows.size, int((rows != wanted).sum()), outcome.milliseconds,
+                  again=part.again, instructions=outcome.instructions)  # fmt: skip

@@ -36,7 +36,7 @@ def make(folder: Path, *arguments: str) -> str:
     if done.returncode:
         lines = [line for line in said.splitlines() if not line.startswith(("make", "collect2"))]
         complaint = next((line for line in lines if "error" in line or "FAIL" in line), (lines or [said])[0])
-        raise ValueError(f"make {arguments[0]} failed ({complaint[:200]}); export the folder again")
+        raise ValueError(f"make {arguments[0]} failed ({complaint[:200]})")
     return said
 
 

@@ -2,14 +2,13 @@
 
 import copy
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 from export_networks import Builder, codes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_c import LOOPS
+from test_c import LOOPS, build, outputs_of
 
 from qatlib.chip.operations import output_shape
 from qatlib.export.c_project import export_c
@@ -90,11 +89,6 @@ def networks(draw):
 def test_any_network_gives_the_same_integers(loops, model, tmp_path_factory):
     place = tmp_path_factory.mktemp("random")
     folder, x = export_c(model, place / "net"), codes(model, 3)
-    sources = [str(folder / name) for name in ("main.c", "network.c", "engine.c")]
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(["gcc", "-O0", *flags, *LOOPS[loops], "-o", str(place / "program"), *sources], check=True)
-    x.tofile(place / "in.bin")
-    subprocess.run([place / "program", place / "in.bin", place / "out.bin"], check=True, capture_output=True)
-    rows = np.fromfile(place / "out.bin", np.int32).reshape(len(x), -1)
-    assert np.array_equal(rows, answer_rows(model, x))
+    program = build(folder, "-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all", *LOOPS[loops])
+    assert np.array_equal(outputs_of(program, model, x, place), answer_rows(model, x))
     shutil.rmtree(place)

@@ -15,7 +15,7 @@ CMSIS_NN = {8: 2.23, 4: 3.50}
 
 
 def measured(model) -> dict:
-    """Of a compact model: `operations` (name: instructions, macs), `instructions`, `macs`, `flash`, `ram`, `stack`."""
+    """Of a compact model: `operations` (name: instructions, macs), `instructions`, `macs`, `flash`, `ram`; `said` by its test."""
     from qatlib.export import cortex_m4, export_c
 
     with tempfile.TemporaryDirectory() as temporary:
