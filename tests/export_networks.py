@@ -163,6 +163,14 @@ def from_pixels(seed=6):
     return b.op("wide", "conv2d", "small", out=3, wide=True).build("fc", "wide", "deep", "input", "flat", arch="FromPixels")
 
 
+def no_taps(seed=7):
+    """A transposed layer whose only output lies between all places of its kernel: it gives its bias, whatever the input."""
+    b = Builder((3, 9, 9), seed)
+    b.op("point", "conv2d", out=3, kernel=9, padding=0)
+    b.op("gap", "conv_transpose2d", out=5, kernel=2, dilation=2, padding=1, output_padding=0, bits=4, wide=True)
+    return b.build("gap", "point", arch="NoTaps")
+
+
 def codes(model, n=6, seed=9):
     """n random pictures, int8, the first at -128, the second at 127 throughout."""
     x = np.random.default_rng(seed).integers(-128, 128, (n, *model.graph["input_shape"])).astype(np.int8)
@@ -179,4 +187,5 @@ NETWORKS = {
     "depthwise": depthwise,
     "rows": rows,
     "from_pixels": from_pixels,
+    "no_taps": no_taps,
 }

@@ -181,7 +181,8 @@ class Writer:
         bias = "0"
         if (codes := self.model.bias(op["layer"])) is not None:
             bias = self._array("static const int8_t {}[]", codes, (op["layer"], "bias"))
-        self.single |= int(not _deep(op) and result[0] == [1, 1])
+        if not _deep(op):  # also for a phase without kernel places, which begins with the bias and ends there
+            self.bits, self.single = self.bits | bits, self.single | int(result[0] == [1, 1])
         channels = [op["in_channels"] // groups, op["out_channels"] // groups, groups]
         numbers = [*view[0], *view[1], *result[0], *result[1], *channels, bits, *map(len, taps), *geometry[:4], shift]
         activation = {"relu": "RELU", "abs": "ABS"}.get(op["activation"], "NONE")
@@ -206,7 +207,7 @@ class Writer:
         bits = op["weight_bits"]
         if engine_of(self.model).largest[op["name"]] << (8 - bits) > INT32_MAX:
             raise OverflowError(f"{op['name']}: its sums, times {1 << 8 - bits}, may exceed 32 bits; give the layer fewer inputs")
-        self.patch, self.bits = max(self.patch, -(-inputs.shape[-1] // UNIT) * UNIT), self.bits | bits
+        self.patch = max(self.patch, -(-inputs.shape[-1] // UNIT) * UNIT)
         return self._array("static const uint32_t {}[]", lanes(inputs, bits), key)
 
     def _array(self, declaration: str, values: np.ndarray, key: tuple) -> str:
