@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_networks import NETWORKS, Builder, codes, max_pool, pose_like
+from export_networks import IN_C, Builder, codes, max_pool, pose_like
 
 from qatlib.export.c_plan import arena, blocks
 from qatlib.export.c_project import export_c
@@ -34,9 +34,9 @@ def outputs_of(program, model, x, tmp_path):
 
 @needs_gcc
 @pytest.mark.parametrize("loops", LOOPS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", IN_C)
 def test_same_integers_and_no_undefined_behaviour(name, loops, tmp_path):
-    model = NETWORKS[name]()
+    model = IN_C[name]()
     folder = export_c(model, tmp_path / "net")
     program = build(folder, *LOOPS[loops], "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     known = subprocess.run([program], capture_output=True, text=True)
@@ -109,10 +109,10 @@ def test_low_bits_halve_the_flash():
     assert sizes[0] == 2 * sizes[1] == 4 * sizes[2] == 8 * sizes[3] > 10_000
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", IN_C)
 def test_arena_never_overlaps_live_tensors(name):
     """Replay the plan: a block is written when it begins, and no other one may touch it until it ends, but one that replaces it."""
-    made, (offsets, size) = blocks(NETWORKS[name]()), arena(NETWORKS[name]())
+    made, (offsets, size) = blocks(IN_C[name]()), arena(IN_C[name]())
     places = {block.name: range(offsets[block.name], offsets[block.name] + block.size) for block in made}
     for block in made:
         assert block.begin <= block.end and places[block.name].stop <= size
@@ -121,7 +121,7 @@ def test_arena_never_overlaps_live_tensors(name):
             if shared and set(places[block.name]) & set(places[other.name]):
                 old, new = sorted((block, other), key=lambda one: one.begin)
                 assert old.end == new.begin and old.name in new.over and places[old.name].start == places[new.name].start
-    readers = {op["name"] for op in NETWORKS[name]().ops}
+    readers = {op["name"] for op in IN_C[name]().ops}
     assert {block.name.removesuffix("/pool") for block in made} - {"input/pixels"} <= readers
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from export_networks import NETWORKS, Builder, codes, pose_like
+from export_networks import IN_C, Builder, codes, pose_like
 
 from qatcourse.pose.model import PoseTiny
 from qatlib.export import check, cortex_m4, export_c
@@ -15,9 +15,9 @@ from qatlib.export.c_source import Writer
 from qatlib.integer.source import answer_rows, as_compact
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", IN_C)
 def test_same_integers_on_the_processor(name, cross_compiler, tmp_path):
-    model = NETWORKS[name]()
+    model = IN_C[name]()
     folder, x = export_c(model, tmp_path / "net", target="cortex-m4"), codes(model, 4)
     rows, instructions = cortex_m4.run_pictures(folder, x)
     assert np.array_equal(rows, answer_rows(model, x)) and instructions > 1000
@@ -42,7 +42,7 @@ def test_every_operation_is_counted(cross_compiler, tmp_path):
 
 
 def test_the_estimate_is_what_the_linker_finds(cross_compiler, tmp_path):
-    for model in (pose_like((8, 4, 2, 1, 4, 8)), NETWORKS["assortment"](), NETWORKS["depthwise"]()):
+    for model in (pose_like((8, 4, 2, 1, 4, 8)), IN_C["assortment"](), IN_C["depthwise"]()):
         memory = TARGETS["cortex-m4"]
         flash, ram = cortex_m4.sizes(export_c(model, tmp_path / "net", target="cortex-m4"))
         estimated_flash, estimated_ram = needs(Writer(model), memory)
