@@ -71,6 +71,7 @@ def server(folder: Path, scratch: Path):
     port, token = _free_port(), secrets.token_hex(16)
     environment = os.environ | {
         "QATLIB_PRESET": "smoke",
+        "QATCOURSE_MINE": str(scratch / "mine"),
         "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from qatcourse.keeper import lessons as lessons_of_the_map
 from qatcourse.keeper import notebooks as make
 from qatcourse.keeper.lessons import LESSONS as LESSONS_OF_THE_MAP
 
@@ -120,7 +121,8 @@ def test_code_cells_are_short_and_have_no_helpers(path):
     sizes = {}
     for cell in cells(path, "code"):
         sizes[cell.id] = len([line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")])
-        assert not any(isinstance(node, ast.ClassDef) for node in ast.parse(cell.source).body), f"{cell.id}: import classes"
+        classes = [node.name for node in ast.parse(cell.source).body if isinstance(node, ast.ClassDef)]
+        assert all(name.startswith("My") for name in classes), f"{cell.id}: import classes that the learner does not write"
     longest = max(sizes, key=sizes.get)
     assert statistics.median(sizes.values()) <= 12 and sizes[longest] <= 30, f"{longest} has {sizes[longest]} lines"
 
@@ -166,6 +168,52 @@ def test_a_lesson_and_the_map_name_the_same_minutes_and_prerequisites(path):
     assert set(mine.needs) <= set(re.findall(r"\((\d\d)_\w+\.ipynb\)", opening)), "link what the map puts before it"
 
 
+LONGER = {"03": 60, "05": 60, "10": 65}  # two write a third of the thread each; one is a page of reference
+
+
+@pytest.mark.parametrize("lesson", LESSONS_OF_THE_MAP, ids=lambda lesson: lesson.number)
+def test_stated_minutes_are_the_formulas_and_few(lesson):
+    assert lesson.minutes == lessons_of_the_map.estimate(lesson), "run python -m qatcourse.keeper.lessons --write"
+    assert lesson.minutes <= LONGER.get(lesson.number, 45), lessons_of_the_map.counts(lesson.path, lesson.solutions)
+
+
+def phrases():
+    """What the last table of the style page tells us not to write."""
+    rows = (FOLDER / "STYLE.md").read_text().partition("Phrases that we do not use")[2].split("\n## ")[0]
+    return [phrase for row in re.findall(r"(?m)^\| (`.*?) \|", rows) for phrase in re.findall(r"`([^`]+)`", row)]
+
+
+def unidiomatic(text):
+    return [
+        phrase for phrase in phrases() if re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", " ".join(text.split()), re.IGNORECASE)
+    ]
+
+
+TEXTS = [*PATHS, FOLDER / "short_qat.ipynb", ROOT / "README.md", FOLDER / "GLOSSARY.md"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_no_text_holds_a_phrase_that_we_do_not_use(path):
+    if path.suffix == ".md":
+        assert unidiomatic(path.read_text()) == []
+        return
+    for cell in nbformat.read(path, as_version=4).cells:
+        data = [{**output.get("data", {}), "text": output.get("text", "")} for output in cell.get("outputs", [])]
+        shown = [kinds.get(kind, "") for kinds in data for kind in ("text", "text/plain", "text/markdown")]
+        assert unidiomatic("\n".join([cell.source, *shown])) == [], cell.id
+
+
+def test_unidiomatic_phrases_are_found_over_line_ends_and_only_whole():
+    assert len(phrases()) >= 20 and unidiomatic("With one scale\na channel; Shall we?") == ["scale a channel", "shall"]
+    assert unidiomatic("shallow scales a channel's amendment") == []
+
+
+@every
+def test_exercises_stand_after_their_ideas_and_no_cell_moves_a_slider(path):
+    assert not re.search(r"(?m)^#+ Exercises", text_of(path)), "each exercise stands right after its idea"
+    assert not [cell.id for cell in cells(path, "code") if re.search(r"\.sliders\[.*\.value = ", cell.source)]
+
+
 def test_make_refuses_an_unknown_lesson():
     ran = subprocess.run([sys.executable, "-m", "qatcourse.keeper.notebooks", "77"], capture_output=True, text=True)
     assert ran.returncode == 2 and "no lesson starts with 77" in ran.stderr
@@ -191,7 +239,13 @@ def test_make_turns_the_links_of_solutions():
     for _ in range(2):  # the second time changes nothing
         make.relink(notebook)
         turned = re.findall(r"\]\(([^)]+)\)", notebook.cells[0].source)
-        assert turned == ["../03_ai8x_layers.ipynb", "../01_x.ipynb", "02_y_solutions.ipynb", "../GLOSSARY.md", "https://x.org/03_z.ipynb"]
+        assert turned == [
+            "../03_ai8x_layers.ipynb",
+            "../01_x.ipynb",
+            "02_y_solutions.ipynb",
+            "../GLOSSARY.md",
+            "https://x.org/03_z.ipynb",
+        ]
 
 
 def test_make_leaves_a_failing_notebook_as_it_was(tmp_path):

@@ -125,6 +125,8 @@ class Fit:
             runs, height = (range(start, start + 1), plan.count[name]) if plan.step[name] == 1 else (plan.columns_of(name), 1)
             style = {"facecolor": COLOURS[i % len(COLOURS)], "hatch": hatches[i // len(COLOURS) % 4], "edgecolor": "white"}
             ax.barh([p + height / 2 - 0.5 for p in runs], words, height=height, left=offset, label=f"{name} ({words})", **style)
+            where = {"x": offset + words / 2, "y": runs[0] + height / 2, "ha": "center", "va": "center", "rotation": 90}
+            ax.text(s=name, fontsize="x-small", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, **where)
         ax.axvline(min(DEVICES[self.device].words), color="black", linestyle="--", linewidth=1)
         ax.set(
             xlim=(0, max(DEVICES[self.device].words)), ylim=(PROCESSORS - 0.5, -0.5), xlabel="word (72 bits)", ylabel="processor"

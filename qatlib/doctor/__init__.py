@@ -92,7 +92,7 @@ def _sentence(alike: list[Finding]) -> str:
     kind = "" if first.problem else "note, "
     layers = ", ".join(dict.fromkeys(finding.layer for finding in alike if finding.layer))
     where = f" [{layers}]" if layers else ""
-    others = f" (in {first.layer}; alike in the others)" if len(alike) > 1 else ""
+    others = f" (in {first.layer}; similar in the others)" if len(alike) > 1 else ""
     return f"{kind}{first.name}{where}: {first.text}{others}. Remedy: {first.remedy}. Lesson {LESSONS[first.lesson]}."
 
 

@@ -131,13 +131,13 @@ def of_parameters(row: Measured) -> Iterator[Finding]:
 
 def of_outputs(row: Measured) -> Iterator[Finding]:
     if row.saturated and row.saturated > SATURATION and (row.on or row.clamped):
-        yield Finding("clipping", row.name, f"{row.saturated:.0%} of the outputs stand at the end of the range")
+        yield Finding("clipping", row.name, f"{row.saturated:.0%} of the outputs lie at the end of the range")
     if row.kind == "sum":
         return
     if row.dead and row.dead == row.channels and (row.channels > 1 or not row.wide):
         yield Finding("dead layer", row.name, f"no output of its {row.channels} channels ever changes")
     elif row.dead and not row.wide:
-        text = f"{row.dead} of {row.channels} channels never change"
+        text = f"{row.dead} of {row.channels} channels give one value for every picture"
         yield Finding("dead channels", row.name, text, problem=row.dead > 0.75 * row.channels)
 
 

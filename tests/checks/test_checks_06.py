@@ -1,11 +1,14 @@
 """Lesson 06: other ways to write the right answers, and its drawings."""
 
+import re
+
 import torch
 from exercises import both_ways
 
 from qatcourse import viz
 from qatcourse.checks import lesson06 as lesson
 from qatcourse.labs import break_it
+from qatcourse.viz import widgets
 from qatlib import ai8x
 
 SOLUTIONS = [
@@ -34,10 +37,10 @@ def test_the_grid_picture_counts_what_lies_off_it():
 def test_the_threshold_panel_agrees_with_the_statistics():
     torch.manual_seed(0)
     values = torch.cat([torch.randn(20000).abs(), torch.tensor([30.0])])
-    svg, sentence = viz.threshold_panel(values, 2, 2.0)
-    assert svg.startswith("<svg") or "<svg" in svg
+    draw = viz.threshold_panel(values)
+    svg, sentence = draw(2, 2.0)
     chosen = ai8x.statistics.log2_threshold([ai8x.statistics.histogram(values)], 2.0)
-    assert f"ai8x chooses {int(chosen)}" in sentence and "full scale 4," in sentence
+    assert svg.startswith("<svg") and f"and chooses {int(chosen)}." in sentence and "the range ends at 4," in sentence
     clipped = (values > 4).float().mean().item()
     assert f"{clipped:.2%} of the outputs are clipped" in sentence
 
@@ -48,3 +51,18 @@ def test_labels_of_small_numbers_stay_apart():
     for axis in fig.axes:
         boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
         assert all(left.x1 + 20 < right.x0 for left, right in zip(boxes, boxes[1:]))  # pixels
+
+
+def test_the_axes_of_the_threshold_panel_stand_still_and_it_follows_both_sliders():
+    torch.manual_seed(0)
+    values = torch.cat([torch.randn(20000).abs(), torch.tensor([30.0])])
+    panel = viz.threshold_panel(values)
+    w = widgets.slider_figure(panel, threshold=range(-3, 6), z_score=[1, 8, 100], start={"threshold": 2, "z_score": 8})
+    axes = [re.findall(r'<text[^>]*text-anchor="(?:end|middle)"[^>]*>[^<]*', w.html)]
+    for slider, value in (("threshold", 0), ("z_score", 1), ("z_score", 100)):
+        before = w.sentence
+        w.sliders[slider].value = value
+        axes.append(re.findall(r'<text[^>]*text-anchor="(?:end|middle)"[^>]*>[^<]*', w.html))
+        assert w.sentence != before
+    assert all(labels == axes[0] for labels in axes)
+    assert "and chooses 5." in w.sentence  # with no value left out, the range covers the largest

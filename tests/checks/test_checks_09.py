@@ -1,4 +1,4 @@
-"""Lesson 09's exercise that is no table, and mixed precision itself."""
+"""Lesson 09: mixed precision itself, and what its pictures say."""
 
 import pytest
 import torch
@@ -6,19 +6,17 @@ from exercises import both_ways
 
 from qatcourse import course
 from qatcourse.checks import lesson09 as lesson
-from qatcourse.labs import mixed
+from qatcourse.keeper import reference
+from qatcourse.labs import distill, mixed
 from qatcourse.pose import evaluate as pose
 from qatcourse.pose.data import load
 from qatcourse.pose.train import RECIPES
 from qatcourse.viz.overview import pareto, pareto_front, sensitivity
 
-SOLUTIONS = [(lesson.check_choice, mixed.greedy)]
-WRONG = [
-    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 8), "do not fit"),
-    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 2), "is possible"),
-    (lesson.check_choice, lambda d, c, budget: dict.fromkeys(c, 3), "8, 4 or 2"),
-]
-test_solution_passes, test_wrong_answer_is_advised = both_ways(SOLUTIONS, WRONG)
+test_solution_passes, test_wrong_answer_is_advised = both_ways(
+    [(lesson.check_choice, answer) for answer in lesson.check_choice.right],
+    [(lesson.check_choice, *row) for row in lesson.check_choice.wrong],
+)
 
 
 def test_greedy_refuses_a_budget_below_the_fewest_bits():
@@ -37,13 +35,17 @@ def test_changing_bits_afterwards_equals_calibrating_with_them():
 
 
 def test_pictures_say_what_they_show():
-    points = [(100, 0.5), (200, 0.4), (300, 0.8)]
-    assert pareto_front(points) == [(100, 0.5), (300, 0.8)]
-    assert "2 of them are beaten by no other" in pareto({"a": points})[1]
-    assert pareto({"a": points})[0].axes[0].get_title(loc="left") == "PCK@0.2 against bytes"
+    points = {"2 bits": (100, [0.4, 0.6]), "4 bits": (200, 0.4), "8 bits": (300, 0.8), "1 bit": (50, 0.01)}
+    assert pareto_front([(100, 0.5), (200, 0.4), (300, 0.8)]) == [(100, 0.5), (300, 0.8)]
+    figure, sentence = pareto({"a": points}, least=0.3, level=("float", 0.85))
+    assert "3 of them are beaten by no other: 0.010 with 50 bytes, 0.500 with 100 bytes" in sentence
+    axis, texts = figure.axes[0], [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["1 bit: below, 0.01", "2 bits", "4 bits", "8 bits", "float"], "every point is named"
+    assert 0.2 < axis.get_ylim()[0] < 0.3 and axis.get_ylim()[1] < 1, "the height is that of the points that matter"
+    assert sum(len(line.get_ydata()) for line in axis.lines if line.get_marker() == "o") == 5, "every seed is a dot"
     assert "conv1 costs most" in sensitivity(lesson._DROPS)[1]
     with pytest.raises(ValueError, match="at least one point"):
-        pareto({"a": []})
+        pareto({"a": {}})
 
 
 def test_sensitivity_uses_the_scale_that_it_is_given():
@@ -56,9 +58,23 @@ def test_sensitivity_uses_the_scale_that_it_is_given():
     assert lost[0] != lost[1]
 
 
-def test_repair_gives_pairs_that_differ_in_quantization_only():
+def test_choices_of_bits_train_alike_and_meet_uniform_4_bits():
+    counts = {**lesson._COUNTS}
+    found = mixed.chosen(lesson._DROPS, counts, (0.75, 0.5))
+    assert found["uniform4"] == dict.fromkeys(counts, 4) and list(found) == ["uniform4", "mixed75", "mixed50"]
+    assert mixed.weight_bytes(counts, found["mixed50"]) <= mixed.weight_bytes(counts, 8) / 2
     poses, test = (load("figures", split, 40, progress=False) for split in ("train", "test"))
-    same, few = (mixed.repair(course.pretrained(), bits, poses, test, [0, 1]) for bits in ({}, {"conv1": 1}))
-    assert [list(run) for run in few] == [["float", "PTQ", "QAT"]] * 2
-    assert [run["float"] for run in few] == [run["float"] for run in same], "the float network knows nothing of the bits"
-    assert all(a["PTQ"] > b["PTQ"] and a["QAT"] > b["QAT"] for a, b in zip(same, few))
+    choices = {"all": {}, "again": {}, "few": {"conv1": 1}}
+    scores = mixed.after_qat(course.pretrained(), choices, poses, test, seed=0)
+    assert scores["all"] == scores["again"] > scores["few"]
+
+
+def test_stored_numbers_say_what_the_lesson_says():
+    after = mixed.stored(reference.load())
+    size, uniform = after["uniform4"]
+    assert size == 195_712 and all(len(scores) == 3 for _, scores in after.values())
+    small, mixed38 = after["mixed38"]
+    assert small < 0.8 * size and all(a > b for a, b in zip(mixed38, uniform)), "a quarter fewer bytes, and no seed loses"
+    for name in ("mixed38", "mixed50", "mixed75"):
+        gain, error = distill.paired_gain(after[name][1], uniform)
+        assert "nothing is shown" in distill.verdict(gain, error, 3, name)

@@ -35,7 +35,7 @@ def test_a_good_network_is_healthy(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("bug", break_it.BUGS)
+@pytest.mark.parametrize("bug", break_it.FOUND_AS)
 def test_each_bug_is_found_by_its_name(bug, seed):
     seen = break_it.make(bug, seed).diagnose()
     assert not seen.healthy and seen.found(break_it.FOUND_AS[bug]), str(seen)
@@ -48,7 +48,7 @@ def test_every_lesson_named_is_a_notebook_of_the_course():
 
     folder = Path(__file__).resolve().parents[2] / "notebooks"
     assert all((folder / f"{name}.ipynb").is_file() and name.startswith(number) for number, name in LESSONS.items())
-    named = {finding.lesson for bug in break_it.BUGS for finding in break_it.make(bug).diagnose().findings}
+    named = {finding.lesson for bug in break_it.FOUND_AS for finding in break_it.make(bug).diagnose().findings}
     assert named <= set(LESSONS)
 
 
@@ -141,7 +141,7 @@ def test_wrong_arithmetic_in_a_layer_is_named(kind, name):
 def test_half_even_is_told_from_half_up_on_ties():
     patient = break_it.make("half_even")
     assert row(patient.diagnose(), "conv3").arithmetic == "half-even"
-    patient.model.conv3.rounding = lambda v: torch.floor(v + 0.5)
+    patient.model.conv3.to_codes = lambda v: torch.floor(v + 0.5)
     assert row(patient.diagnose(), "conv3").arithmetic == ""
 
 
@@ -328,5 +328,5 @@ TAUGHT = {"wide head": "05", "big bias": "03", "learning rate": "05", "clipping"
 
 @pytest.mark.parametrize("name, lesson", TAUGHT.items())
 def test_findings_name_the_lesson_that_teaches_them(name, lesson):
-    found = [f for bug in break_it.BUGS for f in break_it.make(bug).diagnose().findings if f.name == name]
+    found = [f for bug in break_it.FOUND_AS for f in break_it.make(bug).diagnose().findings if f.name == name]
     assert found and {f.lesson for f in found} == {lesson}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from qatcourse import ROOT
+from qatcourse.keeper import reference
 from qatcourse.labs import distill
 from qatcourse.pose.data import load
 from qatcourse.pose.evaluate import heat_maps
@@ -89,29 +91,43 @@ def test_alpha_zero_is_training_without_a_teacher(tiny):
         assert torch.allclose(a, b, rtol=0, atol=1e-5)  # 0 * KL may turn the sign of zeros and sums by one rounding
 
 
-def test_start_network_is_not_changed(tiny):
-    config, poses, taught = tiny
-    start = distill.train_student(dataclasses.replace(config, epochs=1, weight_bits=None), poses)
-    before = {key: value.clone() for key, value in start.state_dict().items()}
-    distill.train_student(config, poses, taught, init=start)
-    assert all(torch.equal(before[key], value) for key, value in start.state_dict().items())
+def test_arms_differ_in_labels_and_teacher_only(tiny):
+    _, poses, taught = tiny
+    found = distill.arms(poses, taught, 10)
+    assert list(found) == list(distill.ARMS) and all(len(seen) == len(poses) for seen, _ in found.values()), "equal steps"
+    assert found["labels"][1] is None and np.array_equal(found["labels"][0].images, found["same"][0].images)
+    assert len(np.unique(found["labels"][0].images, axis=0)) == 10 and torch.equal(found["same"][1][12], taught[2])
+    partly, maps = found["all"]
+    assert np.array_equal(partly.images, poses.images) and maps is taught
+    assert np.array_equal(partly.labelled[:10], poses.labelled[:10]) and not partly.labelled[10:].any()
+    everything = distill.arms(poses, taught, len(poses))
+    assert list(everything) == ["labels", "all"] and np.array_equal(everything["labels"][0].joints, poses.joints)
 
 
-def test_versions_name_every_comparison(tiny):
-    config, poses, taught = tiny
-    scores = distill.versions(config, poses, poses, taught)
-    names = {"float", "PTQ", *(f"{kind}, {v}" for kind in ("float", "QAT") for v in distill.VARIANTS)}
-    assert set(scores) == names and all(0 <= value <= 1 for value in scores.values())
-    figure, sentence = pictures.seeds([scores, scores])
-    assert all(name in sentence for name in names) and figure.axes[0].get_title(loc="left")
+def test_stored_numbers_say_what_the_lesson_says():
+    known = reference.load()
+    for kind, labels in distill.LABELLED.items():
+        swept, runs = distill.grid(known, kind), distill.seeds(known, kind)
+        assert set(swept) == {(t, a) for t in distill.TEMPERATURES for a in distill.ALPHAS[kind]} and labels <= distill.PICTURES
+        arms = set(distill.ARMS.values()) - ({distill.ARMS["same"]} if kind == "many" else set())
+        assert len(runs) >= 3 and all(set(run) == arms | {"seen"} for run in runs)
+    few, many = (distill.seeds(known, kind) for kind in distill.LABELLED)
+    alone, taught = distill.ARMS["labels"], distill.ARMS["all"]
+    assert all(run[taught] > run[alone] + 0.1 for run in few), "few labels: the teacher wins with every seed"
+    assert all(abs(run[taught] - run[alone]) < 0.05 for run in many)
+    assert all(run["seen"] > run[alone] + 0.2 for run in few), "memorized"
+    figure, sentence = pictures.seeds(few, "Few labels")
+    assert all(name in sentence for name in few[0]) and figure.axes[0].get_title(loc="left") == "Few labels"
 
 
-def test_clearest_is_the_student_that_surely_changes():
-    steady = {"float, labels only": 0.5, "float, with the teacher": 0.5, "QAT, labels only": 0.4, "QAT, with the teacher": 0.45}
-    noisy = steady | {"QAT, with the teacher": 0.35}
-    assert distill.clearest([steady, steady | {"QAT, with the teacher": 0.451}]) == "QAT"
-    assert distill.clearest([steady, noisy]) is None
-    assert distill.clearest([steady | {"float, with the teacher": 0.3}] * 3) == "float"
+def test_the_lesson_trains_the_seeds_that_its_text_speaks_of():
+    lesson = (ROOT / "notebooks" / "08_distillation.ipynb").read_text()
+    assert lesson.count("seeds, rows = range(1), []") == 1 and "Change `range(1)` to `range(3)`" in lesson
+
+
+def test_the_students_pictures_are_new_to_the_teacher():
+    own, new = load("figures", "train", 20, progress=False), distill.unseen(20)
+    assert not any(np.array_equal(a, b) for a in own.images for b in new.images)
 
 
 def test_verdict_needs_more_than_noise():
@@ -125,11 +141,8 @@ def test_verdict_needs_more_than_noise():
 def test_pictures_tell_peak_and_factor():
     _, sentence = pictures.softened(np.zeros((64, 64, 3), np.uint8), torch.zeros(2, 16, 16), ["wrist", "ankle"], 2.0)
     assert "wrist 0.00 (8.0 bits)" in sentence
-    flat = torch.zeros(16, 16)
-    flat[3, 4] = 1.0
-    _, sentence = pictures.temperatures(flat, "wrist", [0.1, 1.0])
-    assert "with 1 cells above" in sentence.split(";")[0] and "with 256 cells above" in sentence.split(";")[1]
+    black = np.zeros((64, 64, 3), np.uint8)
+    maps_of = [pictures.softened(black, maps(1)[0, :1], ["wrist"], t)[0].axes[1].images[0] for t in (1, 8)]
+    assert maps_of[0].norm.vmin == maps_of[1].norm.vmin and maps_of[0].norm.vmax == maps_of[1].norm.vmax, "one range of colours"
     cold, hot = pictures.gradient_norms(maps(1), maps(2), [1.0, 32.0])
     assert cold > 200 * hot, "about T squared"
-    _, sentence = pictures.gradient_sizes(maps(1), maps(2), [1.0, 32.0])
-    assert "times smaller" in sentence

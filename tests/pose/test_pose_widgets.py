@@ -1,5 +1,6 @@
 """The pose network's pictures say what they show, and its slider shows what was measured at each bit width."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 
 from qatcourse import viz
 from qatcourse.labs import compare
+from qatcourse.pose import evaluate, metrics
 from qatcourse.pose import train as recipe
 from qatcourse.pose import widgets as pose_widgets
 from qatcourse.pose.data import load
+from qatcourse.viz import pose as pose_pictures
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
@@ -30,6 +33,17 @@ def test_slider_shows_the_width_that_it_is_set_to():
     assert "no difference" in lab.sentence
 
 
+def test_people_joints_and_thresholds_are_those_of_the_last_version():
+    poses = load("figures", "test", 40, progress=False)
+    far = poses.joints + np.linspace(0, 30, 40).reshape(-1, 1, 1).astype(np.float32)  # later pictures are worse
+    found = pose_widgets.closer({"exact": poses.joints, "QAT": far}, poses)
+    assert [*found] == ["cases", "joints", "thresholds"]
+    error = 30 * 2**0.5 / metrics.torso_length(poses.joints, poses.labelled)
+    assert found["cases"][1].startswith("QAT on 40 pictures") and "best 0.00" in found["cases"][1]
+    assert float(found["cases"][1].rpartition("worst ")[2][:4]) == pytest.approx((error * np.linspace(0, 1, 40)).max(), abs=0.01)
+    assert "exact 1, 1, 1, 1, 1, 1, 1, 1" in found["joints"][1] and "exact goes from 1 to 1" in found["thresholds"][1]
+
+
 def test_training_curves_name_the_start_of_qat_only_where_it_was():
     history = [{"epoch": epoch, "loss": 3.0 - epoch, "pck": 0.1 * epoch} for epoch in range(4)]
     assert "quantized to 4 bits after epoch 2" in viz.training_curves(history, 2, 4)[1]
@@ -41,6 +55,14 @@ def test_comparison_names_the_best_version():
     rows = [compare.Version("FP32, trained on equally", 32, 0.7, 0.8, 3.0, 4000), compare.Version("QAT", 4, 0.6, 0.7, 4.0, 500)]
     sentence = viz.comparison(rows)[1]
     assert "Highest: FP32, trained on equally" in sentence and "8.0 times smaller" in sentence
+    small = viz.comparison([dataclasses.replace(row, pck=row.pck / 10) for row in rows])[1]
+    assert "None beats a guess (0.15): the run is too small to rank them" in small and "Highest" not in small
+
+
+def test_the_floor_of_a_ranking_is_what_guessing_the_mean_place_reaches():
+    seen, test = load("figures", "train", 500, progress=False), load("figures", "test", 500, progress=False)
+    guess = evaluate.score(np.tile(seen.joints.mean(0), (len(test), 1, 1)), test)["pck"]
+    assert guess == pytest.approx(pose_pictures.GUESS, abs=0.02)
 
 
 def test_heat_maps_and_shares_tell_their_numbers():

@@ -332,11 +332,21 @@ def test_a_table_holds_numbers_of_any_size(tmp_path):
 def test_picture_says_what_it_shows():
     records = [done(name_run({"bits": b, "seed": s}, ""), pck=0.1 * b + s) for b in (8, 4) for s in (0, 1)]
     png, sentence = draw(records)
-    assert png.startswith(b"\x89PNG") and sentence == "The mean pck of 4 runs is 1.3 at bits = 8, 0.9 at bits = 4."
+    assert png.startswith(b"\x89PNG") and sentence == (
+        "The pck of 4 runs, mean (least to most): 1.3 (0.8 to 1.8) at bits = 8, 0.9 (0.4 to 1.4) at bits = 4."
+    )
     assert draw([{**records[0], "status": "failed"}]) is None
     assert "seconds" in draw([{**record, "metrics": {}} for record in records])[1]
     equal = [done(name_run({"bits": b}, ""), pck=n) for n, b in enumerate((1, 1.0, True))]
-    assert draw(equal)[1] == "The mean pck of 3 runs is 0 at bits = 1, 1 at bits = 1.0, 2 at bits = True."
+    assert draw(equal)[1] == ("The pck of 3 runs, mean (least to most): 0 at bits = 1, 1 at bits = 1.0, 2 at bits = True.")
+
+
+def test_picture_shows_numbers_of_one_kind_beside_each_other():
+    runs = [name_run({"bits": bits, "preset": preset, "seed": 0}, "") for bits in (8, 4) for preset in "ab"]
+    records = [done(run_, pck=0.5, fp32_pck=0.9, other=3) for run_ in runs]
+    sentence = draw(records)[1]
+    assert "0.5 at bits = 8 (pck, preset = a)" in sentence and "0.9 (0.9 to 0.9) at bits = 4 (fp32_pck)" in sentence
+    assert "other" not in sentence
 
 
 def test_threads_never_exceed_the_processors():

@@ -16,15 +16,9 @@ WEIGHTS = torch.randn(8, 4, 3, 3) * torch.linspace(0.05, 0.5, 8).view(-1, 1, 1, 
 JOINTS = np.random.default_rng(0).uniform(5, 60, (3, 14, 2))
 FIGURES = {
     "staircase": lambda: viz.staircase(),
-    "snapping": lambda: viz.snapping(WEIGHTS),
+    "snapping": lambda: viz.snapping(WEIGHTS, fake_quantize(WEIGHTS, symmetric_scale(WEIGHTS, 4), 0, 4)),
     "clip_tradeoff": lambda: viz.clip_tradeoff(WEIGHTS),
-    "decibels": lambda: viz.decibels({"weights": WEIGHTS}),
-    "channels": lambda: viz.channels(WEIGHTS),
-    "powers_of_two": lambda: viz.powers_of_two({"a": WEIGHTS, "b": WEIGHTS * 3}),
-    "shift_quantiles": lambda: viz.shift_quantiles(WEIGHTS),
-    "rounding_rules": lambda: viz.rounding_rules(),
     "rounding_gradient": lambda: viz.rounding_gradient(),
-    "microscope": lambda: viz.microscope(),
     "oscillation": lambda: viz.oscillation({"slow": viz.descend(-0.9, 0.45, 0.25, 4)}, 0.45, 0.25),
     "skeletons": lambda: viz.skeletons(np.zeros((3, 64, 64, 3), np.uint8), [JOINTS, JOINTS + [3, 4]], ["truth", "guess"]),
     "curves": lambda: viz.curves({"FP32": [3, 2, 1], "QAT": ([1, 2], [5, 4])}, "epoch", "loss", marks={"QAT on": 2}),
@@ -32,11 +26,11 @@ FIGURES = {
     "expected_and_got": lambda: viz.expected_and_got([1, 2, 3], [1, 2, 5]),
 }
 PANELS = {
-    "weights": lambda: viz.quantizer_panel(WEIGHTS, 4, 80, "symmetric"),
-    "affine": lambda: viz.quantizer_panel(WEIGHTS.relu(), 8, 100, "affine"),
-    "one bit": lambda: viz.quantizer_panel(WEIGHTS, 1, 20, "symmetric"),
+    "weights": lambda: viz.quantizer_panel(WEIGHTS, 4, 80),
+    "one bit": lambda: viz.quantizer_panel(WEIGHTS, 1, 20),
     "microscope": lambda: viz.microscope_panel(0.4, 2),
     "descent": lambda: viz.descent_panel(0.1, 0.45),
+    "guesses": lambda: viz.guesses(np.array([0.0, 4.0, 10.0]), np.array([40.0, 24.0, 60.0]), np.array([0.6, 0.0, 0.4])),
 }
 
 
@@ -81,6 +75,16 @@ def test_codes_are_drawn_as_stairs_not_as_ramps():
     assert [line.get_drawstyle() for line in drawn if line.get_label() == "quantized"] == ["steps-post"]
 
 
+def test_every_mark_that_holds_weights_is_seen():
+    """Counts on a log scale, each with a dot: a mark of one weight shows beside one of thousands."""
+    fake = fake_quantize(WEIGHTS, symmetric_scale(WEIGHTS, 4), 0, 4)
+    figure, sentence = viz.snapping(WEIGHTS, fake)
+    axis = figure.axes[1]
+    x, y = axis.lines[0].get_data()
+    assert axis.get_yscale() == "log" and len(x) == fake.unique().numel() and min(y) >= 1 > axis.get_ylim()[0]
+    assert f"snap to {len(x)} marks" in sentence
+
+
 def test_legends_hide_no_line():
     figure = FIGURES["oscillation"]()[0]
     figure.draw_without_rendering()
@@ -90,14 +94,6 @@ def test_legends_hide_no_line():
     axis = figure.axes[1]
     tallest = max(line.get_ydata().max() for line in axis.lines)
     assert axis.transData.transform((0, tallest))[1] < axis.get_legend().get_window_extent().y0
-
-
-def test_shift_quantiles_tell_what_an_outlier_costs():
-    values = torch.cat([torch.linspace(-0.25, 0.25, 2001), torch.tensor([3.9])])
-    sentence = viz.shift_quantiles(values, bit_widths=(4,))[1]
-    held, cut = (viz.errors(values, 2.0**s / 8, 0, 4) for s in (2, -2))
-    assert "1 gives the weights s = +2, 0.95 gives -2" in sentence
-    assert f"s = -2 is best ({cut['sqnr']:.1f} dB, {cut['clipped']:.2%} clipped; {held['sqnr']:.1f} dB at s = +2)" in sentence
 
 
 def test_errors_split_into_rounding_and_clipping():
@@ -173,7 +169,6 @@ def test_wrong_arguments_are_refused_in_a_sentence():
         lambda: viz.bars({"a": [1, 2]}, "PCK", groups=["one"]),
         lambda: viz.curves({}, "x", "y"),
         lambda: viz.descend(0, 0, 1, 3, "magic"),
-        lambda: viz.quantizer_panel(WEIGHTS, 4, 100, "round"),
         lambda: viz.expected_and_got([1], [1, 2]),
     ):
         with pytest.raises(ValueError, match=r"\w+ "):

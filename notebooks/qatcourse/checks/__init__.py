@@ -1,18 +1,24 @@
 """Checks of the exercises: what was expected beside what came, and what to try next.
 
 A check never raises for a learner's mistake: it returns a `Report`, which a notebook cell displays when it is the last value.
-Most checks are an `Exercise`, a table of cases and of wrong answers; `judged` makes a check of any other function. The lessons'
-checks are in `qatcourse.checks.lessonNN`.
+Most checks are an `Exercise`, a table of cases and of wrong answers; `judged` makes a `Check` of any other function. The lessons'
+checks are in `qatcourse.checks.lessonNN`, in the order of the exercises.
 """
 
+import contextlib
 import copy
-import functools
 import html
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+from qatcourse import mine
+from qatlib.ai8x import mode
 
 UNTOUCHED = "returned None. Write your code in the cell above, run it, then run this cell again."
 
@@ -61,28 +67,76 @@ def row(case: str, expected, got, ok: bool, title: str = "case", **more) -> dict
     return {title: case, "expected": str(expected), "got": str(got), **more, "ok": "yes" if ok else "no"}
 
 
-def judged(name: str, praise: str | None = None) -> Callable:
-    """Make a check from a function: answer -> tuples of a row, what to say where it is not ok[, a picture]. It may raise NotYet.
+class Check:
+    """What a lesson calls with the learner's answer; returns a `Report`, whatever the answer does.
 
-    `praise`: what to say where all rows are ok (None: what comes with the last). The last picture is shown.
+    `lines`: answer -> tuples of a row, what to say where it is not ok[, a picture], or a `Report`; it may raise NotYet. `praise`:
+    what to say where all rows are ok (None: what comes with the last). The last picture is shown. `value`: the answer is no
+    function. `wrong`: (answer, words of the advice) and `right`: answers in other styles, for the tests. In a notebook, an
+    answer that passes is recorded, and with `piece` kept, as `qatcourse.mine` says.
     """
 
-    def decorate(judge: Callable) -> Callable:
-        @functools.wraps(judge)
-        def check(answer) -> Report:
-            if not callable(answer):
-                said = f"pass your function itself ({name}), without calling it; this was a {type(answer).__name__}."
-                return Report(name, False, f"not yet: {said}")
-            try:
-                rows, said, *pictures = zip(*judge(answer))
-            except NotYet as unfit:
-                return Report(name, False, f"not yet: {name} {unfit}")
-            wrong = next((f"not yet: {text}" for one, text in zip(rows, said) if one["ok"] == "no"), None)
-            return Report(name, not wrong, wrong or praise or said[-1], list(rows), *(shown[-1] for shown in pictures))
+    def __init__(self, name: str, lines: Callable, praise: str | None = None, wrong=(), right=(), piece=False, value=False):
+        self.name, self.lines, self.praise, self.wrong, self.right = name, lines, praise, [*wrong], [*right]
+        self.piece, self.value = piece, value
+        self.__doc__ = lines.__doc__
 
-        return check
+    @property
+    def lesson(self) -> str:
+        """The number of the lesson in whose module this check stands."""
+        homes = {name: vars(module).values() for name, module in sys.modules.items() if name.startswith("qatcourse.checks.lesson")}
+        return next(name[-2:] for name, values in homes.items() if any(value is self for value in values))
 
-    return decorate
+    def __call__(self, answer) -> Report:
+        report = self.judge(answer)
+        if report.ok and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+            report.message += mine.record(self, answer)
+        return report
+
+    def judge(self, answer) -> Report:
+        """The report, without recording anything; device, random numbers and gradient mode stay as they were."""
+        if not (callable(answer) or self.value):
+            said = f"pass your function itself ({self.name}), without calling it; this was a {type(answer).__name__}."
+            return Report(self.name, False, f"not yet: {said}")
+        try:
+            with _undone():
+                found = self.lines(answer)
+                return found if isinstance(found, Report) else self._report(*zip(*found))
+        except NotYet as unfit:
+            return Report(self.name, False, f"not yet: {self.name} {unfit}")
+        except (Exception, SystemExit) as problem:  # what a learner's code left behind may stop the comparison, too
+            return Report(self.name, False, f"not yet: {self.name} could not be compared: {_first_line(problem)}.")
+
+    def _report(self, rows, said, *pictures) -> Report:
+        wrong = next((f"not yet: {text}" for one, text in zip(rows, said) if one["ok"] == "no"), None)
+        return Report(self.name, not wrong, wrong or self.praise or said[-1], list(rows), *(shown[-1] for shown in pictures))
+
+
+def judged(name: str, praise: str | None = None, **options) -> Callable:
+    """Decorate a function that gives the lines of a `Check`; `options` go to it."""
+    return lambda lines: Check(name, lines, praise, **options)
+
+
+def exercises(lesson: str) -> dict[str, Check]:
+    """The checks of lesson "01" by the names of what is written, in the order of the lesson."""
+    module = importlib.import_module(f"qatcourse.checks.lesson{lesson}")
+    return {check.name: check for check in vars(module).values() if isinstance(check, Check)}
+
+
+@contextlib.contextmanager
+def _undone():
+    device, grad, dtype = mode.dev, torch.is_grad_enabled(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            mode.dev = device
+            torch.set_grad_enabled(grad)
+            torch.set_default_dtype(dtype)
+
+
+def _first_line(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
 
 
 def numbers(value) -> np.ndarray:
@@ -99,21 +153,23 @@ def numbers(value) -> np.ndarray:
 
 
 def number(value) -> float:
-    """A learner's answer that is one number. Raises NotYet."""
-    return float(numbers(value))
+    """A learner's answer that is one number, also in a tensor or list of one. Raises NotYet."""
+    found = numbers(value)
+    if found.size != 1:
+        raise NotYet(f"must return one number; it returned {found.size}.")
+    return found.item()
 
 
-def ask(answer: Callable, *arguments, read: Callable = numbers, where: str = ""):
+def ask(answer: Callable, *arguments, read: Callable = numbers, where: str = "", copied: bool = True):
     """What `answer` gives for copies of `arguments`, as `read` takes it. Raises NotYet: it stopped, or gave None."""
     try:
-        got = answer(*copy.deepcopy(arguments))
+        got = answer(*copy.deepcopy(arguments) if copied else arguments)
         if got is not None:
             return read(got)
     except NotYet:
         raise
-    except Exception as problem:
-        said = str(problem).partition("\n")[0]
-        raise NotYet(f"stopped with {type(problem).__name__}: {said}{where}.") from None
+    except (Exception, SystemExit) as problem:
+        raise NotYet(f"stopped with {_first_line(problem)}{where}.") from None
     raise NotYet(UNTOUCHED)
 
 
@@ -143,7 +199,7 @@ def not_whole(got, *_) -> bool:
     return bool((got != np.round(got)).any())
 
 
-class Exercise:
+class Exercise(Check):
     """A check as a table: call it with the learner's function, which must give what `reference` gives.
 
     `task`: what to write, from the function's name on. `cases`: (label, *arguments), or a function that makes them. `wrong`: the
@@ -151,22 +207,25 @@ class Exercise:
     (0: equal to the last bit). `read`: makes of an answer the numbers, or anything with ==, that are compared and shown.
     """
 
-    def __init__(self, task, reference, cases, *wrong, praise="Every case agrees.", tolerance=0.0, read=numbers):
-        self.name, self.__doc__ = task.partition("(")[0], task
-        self.reference, self.cases, self.wrong = reference, cases, [Wrong(*fields) for fields in wrong]
-        self.praise, self.tolerance, self.read = praise, tolerance, read
+    def __init__(self, task, reference, cases, *wrong, praise="Every case agrees.", tolerance=0.0, read=numbers, right=(),
+                 piece=False):  # fmt: skip
+        super().__init__(task.partition("(")[0], self._lines, praise, [Wrong(*fields) for fields in wrong], right, piece)
+        self.__doc__ = task
+        self.reference, self.cases, self.tolerance, self.read = reference, cases, tolerance, read
 
-    def __call__(self, answer) -> Report:
-        pairs = []
-        report = judged(self.name, self.praise)(functools.partial(self._lines, pairs))(answer)
-        report.picture = _picture(pairs) if report.rows else None
+    def judge(self, answer) -> Report:
+        self.pairs = []
+        report = super().judge(answer)
+        report.picture = _picture(self.pairs) if report.rows else None
         return report
 
-    def _lines(self, pairs: list, answer):
+    def _lines(self, answer):
         for case in self.all_cases():
             want, got = self.given(self.reference, *case), self.given(answer, *case)
+            if isinstance(want, np.ndarray) and isinstance(got, np.ndarray) and want.size == got.size == 1:
+                got = got.reshape(want.shape)  # a number in a tensor of one is that number
             ok = _near(got, want, self.tolerance)
-            pairs.append((want, got))
+            self.pairs.append((want, got))
             yield row(case[0], _short(want), _short(got), ok), None if ok else self._explain(got, want, *case)
 
     def all_cases(self) -> list[tuple]:
@@ -210,7 +269,8 @@ def _short(value, most: int = 6) -> str:
 
 
 def _picture(pairs: list) -> tuple | None:
-    pairs = [(w, g) for w, g in pairs if isinstance(w, np.ndarray) and w.ndim and w.size > 1 and g.shape == w.shape]
+    drawn = (pair for pair in pairs if isinstance(pair[0], np.ndarray) and pair[0].ndim and pair[0].size > 1)
+    pairs = [(want, got) for want, got in drawn if got.shape == want.shape and np.isfinite(got).any()]
     if not pairs:
         return None
     from qatcourse.viz import expected_and_got

@@ -12,8 +12,8 @@ def log2(*values) -> float:
     return math.log2(max(torch.as_tensor(value).abs().max().item() for value in values))
 
 
-def power_of_two(task: str, cases: list[tuple], *wrong, praise: str) -> Exercise:
-    """The exercise to give the smallest whole t with 2^t at least all absolute values of a case; `wrong`: rows to try first."""
+def power_of_two(task: str, cases: list[tuple], *wrong, **options) -> Exercise:
+    """To give the smallest whole t with 2^t at least all absolute values of a case. `wrong`: rows to try first; `options`: more."""
     return Exercise(
         task,
         lambda *values: math.ceil(log2(*values)),
@@ -29,5 +29,5 @@ def power_of_two(task: str, cases: list[tuple], *wrong, praise: str) -> Exercise
         (lambda right, *_: right + 1,
          "2^{want:g} already covers the largest value, with smaller steps; more throws a bit away. Look at a value of exactly 2^n.",
          lambda got, want, *_: got > want),
-        praise=praise,
+        **options,
     )  # fmt: skip

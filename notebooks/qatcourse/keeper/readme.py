@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from qatcourse import DATA, ROOT, viz
+from qatcourse.keeper.lessons import LESSONS
 from qatcourse.keeper.reference import PRETRAINED, load
 from qatcourse.labs.compare import fair, further
 from qatcourse.pose.data import load as load_poses
@@ -54,14 +55,14 @@ def chip() -> str:
     return (
         f"{number('weights'):,} weights are {number('weight_bytes'):,} bytes at 8 bit, on the fullest processor {number('words')} "
         f"of 768 words; {number('bias_bytes')} bias bytes; {number('macs') / 1e6:.1f} million multiplications and, as an estimate, "
-        f"{number('cycles'):,} cycles ({number('cycles') / 50e3:.2f} ms at 50 MHz) a picture."
+        f"{number('cycles'):,} cycles ({number('cycles') / 50e3:.2f} ms at 50 MHz) per picture."
     )
 
 
 def microcontroller() -> str:
     """Instructions, time and memory of the exported program, by bits."""
     stored = load()
-    rows = ["| weights | instructions a product | a picture | at 100 MHz | flash | RAM |", "|---|---|---|---|---|---|"]
+    rows = ["| weights | instructions per product | per picture | at 100 MHz | flash | RAM |", "|---|---|---|---|---|---|"]
     for bits in (8, 4, 2):
         count, pace, flash, ram = (
             stored[f"cortex.bits{bits}.{name}"]["value"] for name in ("instructions", "instructions_a_product", "flash", "ram")
@@ -69,6 +70,12 @@ def microcontroller() -> str:
         size = f"{flash / 1e3:.0f} kB | {ram / 1e3:.1f} kB"
         rows.append(f"| {bits} bit | {pace:.2f} | {count / 1e6:.1f} million | {count / 1e5:.0f} ms | {size} |")
     return "\n".join(rows)
+
+
+def lessons() -> str:
+    """The lessons with what each gives and a reader's minutes."""
+    rows = [f"| {one.number} | [{one.title}](notebooks/{one.path.name}) | {one.gives} | {one.minutes} |" for one in LESSONS]
+    return "\n".join(["| | lesson | you get | minutes |", "|---|---|---|---|", *rows])
 
 
 def seeds(group: str, bit_widths: tuple[int, ...]) -> str:
@@ -80,6 +87,7 @@ def seeds(group: str, bit_widths: tuple[int, ...]) -> str:
 
 
 SECTIONS = {
+    "lessons": lessons,
     "drawn": lambda: seeds("figures.quick", (8, 4, 2)),
     "full": lambda: accuracy(["figures.full"], (8, 4, 2)),
     "short": lambda: accuracy(["short"], (8, 4, 2)),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from qatcourse import DATA, ROOT
-from qatcourse.labs import ablation
+from qatcourse.labs import ablation, distill, learned, mixed
 from qatcourse.labs.compare import fair, further
 from qatcourse.people.cache import cache_folder
 from qatcourse.pose.data import load as load_poses
@@ -183,6 +183,32 @@ def without() -> Iterator[Number]:
             yield from scores(f"lsp.ablation.{name}.{decoder}", metrics, RETRAINED)
 
 
+def distilled(kind: str, seeds: int) -> Iterator[Number]:
+    """Students of lesson 08 that learn from few or many labels, alone and from the committed network, too."""
+    for name, pck in distill.measured(load_model(PRETRAINED), kind, seeds):
+        yield Number(f"distill.{kind}.{name}", pck, RETRAINED, "PCK@0.2 of torso")
+
+
+def mixed_bits() -> Iterator[Number]:
+    """Lesson 09: mixed bits beside 4 bits everywhere, an epoch of QAT each on 1,000 pictures."""
+    model, poses, test = load_model(PRETRAINED), load_poses("figures", "train", 1000), load_poses("figures", "test", 500)
+    calibrated, counts = calibrated_ptq(model, calibration_batches(poses[:250]), 8), mixed.weight_counts(model)
+    choices = mixed.chosen(mixed.layer_sensitivity(calibrated, poses[:100]), counts)
+    for name, bits in choices.items():
+        yield Number(f"mixed.bytes.{name}", mixed.weight_bytes(counts, bits), 20_000, "bytes of weights")
+    for seed in range(3):
+        for name, pck in mixed.after_qat(model, choices, poses, test, seed).items():
+            yield Number(f"mixed.seed{seed}.{name}", pck, RETRAINED, "PCK@0.2 of torso")
+
+
+def scales() -> Iterator[Number]:
+    """Scales that are measured and scales that are learned (lesson 13), each after one pass over 2,000 pictures."""
+    test = load_poses("figures", "test", 1000)
+    for seed in range(3):
+        for name, metrics in learned.measured(load_model(PRETRAINED), load_poses("figures", "train", 2000, seed), test, seed):
+            yield Number(f"learned.seed{seed}.{name}.pck", metrics["pck"], RETRAINED, "PCK@0.2 of torso")
+
+
 def _pretrained_state() -> dict:
     return read_checkpoint(PRETRAINED)["state_dict"]
 
@@ -196,10 +222,14 @@ GROUPS: dict[str, Callable[[], Iterator[Number]]] = {
     "figures.quick.seed1": lambda: quick(1),
     "figures.quick.seed2": lambda: quick(2),
     "figures.full": full,
+    "distill.few": lambda: distilled("few", 3),
+    "distill.many": lambda: distilled("many", 5),
+    "mixed": mixed_bits,
     "lsp.seed0": lambda: photographs(0),
     "lsp.seed1": lambda: photographs(1),
     "lsp.seed2": lambda: photographs(2),
     "lsp.ablation": without,
+    "learned": scales,
 }
 
 

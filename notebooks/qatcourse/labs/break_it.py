@@ -1,23 +1,26 @@
-"""Ten broken networks, each from a mistake that real people reported, for lesson 11 and for the doctor's own tests.
+"""Ten broken networks for lessons 11 and 14, and for the doctor's own tests. Do the lessons before you read this file.
 
-`make(name, seed)` gives a `Patient`: a small quantized network that looks for the red spot in a picture, with one thing wrong.
+`admit("A")` gives a `Patient`: a small quantized network that looks for the red spot in a picture, with one thing wrong.
 `healthy(seed)` gives the same network as it should be. Whether a repair holds, `qatcourse.checks.lesson11` decides.
 """
 
 import copy
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qatcourse.viz.inspection import outputs_of
 from qatlib import ai8x
 from qatlib.doctor import Diagnosis, diagnose
 from qatlib.export import quantize_checkpoint
+from qatlib.integer import convert, engine
 
 POLICY = {"weight_bits": 8}
 SIDE, CELLS = 16, 8
+LIMIT = 0.5  # the app reports a spot where a heat map is higher
 
 
 class RawSpotter(nn.Module):
@@ -46,19 +49,21 @@ class Spotter(RawSpotter):
         return torch.exp2(self.head.weight_shift())
 
 
-class RoundingConv2d(ai8x.FusedConv2dReLU):
-    """A layer that somebody wrote themselves: `rounding` is the rule for its outputs."""
+class HandmadeConv2d(ai8x.FusedConv2dReLU):
+    """A layer that somebody wrote themselves."""
 
-    rounding = staticmethod(torch.round)
+    @staticmethod
+    def to_codes(values: torch.Tensor) -> torch.Tensor:
+        """Real values in units of 1/128 -> whole numbers."""
+        return torch.round(values)
 
     def _activate(self, x):
-        y = (self.rounding(torch.relu(x) * 128) / 128).clamp(-1, 127 / 128)
-        return y * torch.exp2(self.final_scale)
+        return self.to_codes(torch.relu(x) * 128).clamp(-128, 127) / 128 * torch.exp2(self.final_scale)
 
 
 @dataclass
 class Patient:
-    """What a fix may change: the network, its input, its learning rate; and what it may use: pictures, checkpoints."""
+    """What a repair may change: the network, its input, its learning rate; and what it may use: pictures, checkpoints."""
 
     name: str
     model: nn.Module
@@ -73,15 +78,65 @@ class Patient:
     def diagnose(self) -> Diagnosis:
         return diagnose(self.model, self.x, self.history)
 
-    def accuracy(self) -> float:
-        """Share of pictures whose highest cell is the spot's."""
-        with torch.no_grad():
-            return (self.model(self.x).flatten(1).argmax(1) == self.cells).float().mean().item()
+    @torch.no_grad()
+    def accuracy(self, model=None) -> float:
+        return found((model or self.model)(self.x), self.cells)
 
-    def train(self, steps: int = 24) -> None:
-        """Start QAT from the float network and train it with `learning_rate`; replaces `model` and `history`."""
+    def train(self, steps: int = 40) -> float:
+        """Start QAT from the float network and train it with `learning_rate`: new `model` and `history`. Returns the last loss."""
         self.model = quantized(self.float_model, self.x)
         self.history = fit(self.model, self.x, self.cells, self.learning_rate, steps)
+        return self.history[-1]
+
+    def codes(self) -> torch.Tensor:
+        """The input as the chip gets it: int8."""
+        return (self.x * 128).round().clamp(-128, 127).to(torch.int8)
+
+    def chip(self) -> nn.Module | None:
+        """What a converter makes of `model`; None where it refuses. Like the vendor's, it takes 8 bits where none are set."""
+        model = copy.deepcopy(self.model)
+        try:
+            if convert.integers(model.state_dict()):
+                return convert.compact_from_checkpoint(model, model.state_dict())
+            if not any(layer.weight_bits.item() for layer in weighted(model)):
+                ai8x.initiate_qat(model, POLICY)
+            return convert.quantize_model(model)
+        except ValueError:
+            return None
+
+    @torch.no_grad()
+    def symptoms(self) -> dict:
+        """A row of a table: the spots found in training and on the chip, and the share of heat map values that differ."""
+        row, chip = {"patient": self.name, "found in training": f"{self.accuracy():.0%}"}, self.chip()
+        if chip is None:
+            return row | {"found on the chip": "not converted", "values that differ": "-"}
+        here, there = self.model(self.x), chip(self.codes())
+        differ = (here != there).float().mean().item()
+        return row | {"found on the chip": f"{found(there, self.cells):.0%}", "values that differ": f"{differ:.1%}"}
+
+    def layers(self) -> tuple[dict, dict]:
+        """(training, chip): the integer codes that each convolution gives, by name, in order of execution."""
+        here = {name: y for name, y in outputs_of(self.model, self.x).items() if name != "head"}
+        there = engine.run(self.chip().compact, self.codes().numpy(), keep=list(here))
+        scales = {name: 128 / torch.exp2(getattr(self.model, name).final_scale) for name in here}
+        return {name: (y * scales[name]).int() for name, y in here.items()}, {k: torch.tensor(v).int() for k, v in there.items()}
+
+    @torch.no_grad()
+    def reported(self, model) -> dict[str, float]:
+        """Shares of pictures in which the app reports a spot; it multiplies by `head_gain()` where the model has one."""
+        empty = torch.where(self.images[:, :1] == 255, 60, self.images[:, :1])  # the red spot is wiped out
+        pictures = {"with a red spot": self.x, "without one": to_input(torch.cat([empty, self.images[:, 1:]], 1))}
+        gain = model.head_gain() if hasattr(model, "head_gain") else 1.0
+        return {name: ((model(x) * gain).flatten(1).amax(1) > LIMIT).float().mean().item() for name, x in pictures.items()}
+
+
+def found(maps: torch.Tensor, cells: torch.Tensor) -> float:
+    """Share of heat maps whose highest cell is the spot's."""
+    return (maps.flatten(1).argmax(1) == cells).float().mean().item()
+
+
+def weighted(model: nn.Module) -> list:
+    return [m for m in model.modules() if isinstance(m, ai8x.QuantizationAwareModule) and m.op is not None]
 
 
 def spots(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,9 +145,8 @@ def spots(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randint(0, 110, (n, 3, SIDE, SIDE), generator=random, dtype=torch.uint8)
     cells = torch.randint(0, CELLS * CELLS, (2, n), generator=random)
     for channel, place in ((2, cells[1]), (0, cells[0])):
-        for down in (0, 1):
-            for right in (0, 1):
-                images[torch.arange(n), channel, place // CELLS * 2 + down, place % CELLS * 2 + right] = 255
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            images[torch.arange(n), channel, place // CELLS * 2 + down, place % CELLS * 2 + right] = 255
     return images, cells[0]
 
 
@@ -140,74 +194,73 @@ def healthy(seed: int = 0) -> Patient:
     return copy.deepcopy(_trained(seed))
 
 
-# --- the ten bugs: each takes a healthy patient and breaks it --------------------------------------------------------------
+# --- the ten bugs: each takes a healthy patient and breaks it ---
 
 
 def input_range(p: Patient) -> None:
     p.x = p.images.float() / 255
 
 
-@torch.no_grad()
 def batch_norm(p: Patient) -> None:
     p.model = copy.deepcopy(p.float_model)
     ai8x.initiate_qat(p.model, POLICY)
 
 
 def never_started(p: Patient) -> None:
-    ai8x.set_device(85, simulate=False, round_avg=False, verbose=False)
     p.model = copy.deepcopy(p.float_model)
+    ai8x.fuse_bn_layers(p.model)
 
 
 def learning_rate(p: Patient) -> None:
-    p.learning_rate = 1.0
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        p.float_model = Spotter()
+        fit(p.float_model, p.x, p.cells, 0.1, 20)  # good, and not yet at its best
+    p.learning_rate = 0.2
     p.train()
 
 
 def half_even(p: Patient) -> None:
-    good = p.model.conv3
-    layer = RoundingConv2d(12, 12, 3, padding=1)
-    layer.load_state_dict(good.state_dict())
+    layer = HandmadeConv2d(12, 12, 3, padding=1)
+    layer.load_state_dict(p.model.conv3.state_dict())
     p.model.conv3 = layer
     ai8x.update_model(p.model)
 
 
+@torch.no_grad()
 def missing_clamp(p: Patient) -> None:
+    p.model.conv2.activation_threshold.sub_(1)  # twice the codes on both branches: their sum leaves the range
+    for layer in (p.model.conv3, p.model.conv4):
+        layer.op.bias.mul_(2)
+    p.model.conv4.activation_threshold.add_(1)
+    ai8x.update_model(p.model)
     p.model.add.set_clamp(False)
 
 
 def wrong_checkpoint(p: Patient) -> None:
-    trained = copy.deepcopy(p.model.state_dict())
-    p.checkpoints = {
-        "best.pth": copy.deepcopy(p.float_model.state_dict()),
-        "qat_best.pth": trained,
-        "qat_best_q.pth": quantize_checkpoint(trained),
-    }
+    p.checkpoints = {"best.pth": p.float_model.state_dict(), "qat_best.pth": copy.deepcopy(p.model.state_dict())}
+    p.checkpoints["qat_best_q.pth"] = quantize_checkpoint(p.checkpoints["qat_best.pth"])
     p.model.load_state_dict(p.checkpoints["qat_best_q.pth"])
     ai8x.update_model(p.model)
 
 
 @torch.no_grad()
 def big_bias(p: Patient) -> None:
-    layer = p.model.conv4  # as fused from a batch norm whose mean is large beside its spread: a huge bias
-    layer.op.weight[3].mul_(0.01)
-    layer.op.bias[3] = -40.0
+    p.model.conv4.op.weight[3].mul_(0.01)  # as fused from a batch norm whose mean is large beside its spread: a huge bias
+    p.model.conv4.op.bias[3] = -40.0
 
 
-@torch.no_grad()
 def dead_layer(p: Patient) -> None:
-    p.checkpoints = {"epoch_1.pth": copy.deepcopy(p.float_model.state_dict())}
-    broken = copy.deepcopy(p.float_model)
-    fit_on = copy.deepcopy(p.float_model)
-    with torch.enable_grad():
-        fit(fit_on, p.x, p.cells, 0.02, 4)
-    p.checkpoints["epoch_2.pth"] = copy.deepcopy(fit_on.state_dict())
-    broken.load_state_dict(fit_on.state_dict())
-    broken.conv4.bn.bias.fill_(-30.0)
-    p.checkpoints["epoch_3.pth"] = copy.deepcopy(broken.state_dict())
-    ai8x.fuse_bn_layers(broken)
-    ai8x.pre_qat(broken, [p.x], POLICY, vendor_exact=True)
-    ai8x.initiate_qat(broken, POLICY)
-    p.model = broken.eval()
+    net = copy.deepcopy(p.float_model)
+    p.checkpoints = {"epoch_1.pth": copy.deepcopy(net.state_dict())}
+    fit(net, p.x, p.cells, 0.02, 4)
+    p.checkpoints["epoch_2.pth"] = copy.deepcopy(net.state_dict())
+    nn.init.constant_(net.conv4.bn.bias, -30.0)
+    p.checkpoints["epoch_3.pth"] = copy.deepcopy(net.state_dict())
+    ai8x.fuse_bn_layers(net)
+    ai8x.pre_qat(net, [p.x], POLICY, vendor_exact=True)
+    ai8x.initiate_qat(net, POLICY)
+    p.model = net.eval()
 
 
 @torch.no_grad()
@@ -219,23 +272,29 @@ def wide_head(p: Patient) -> None:
         model.__class__ = RawSpotter
 
 
-BUGS = {
-    "input_range": input_range, "batch_norm": batch_norm, "never_started": never_started, "learning_rate": learning_rate,
-    "half_even": half_even, "missing_clamp": missing_clamp, "wrong_checkpoint": wrong_checkpoint, "big_bias": big_bias,
-    "dead_layer": dead_layer, "wide_head": wide_head,
-}  # fmt: skip
+# By the names of the functions above, in the order of the ward: what the doctor calls them.
 FOUND_AS = {
-    "input_range": "input range", "batch_norm": "batch norm not fused", "never_started": "QAT never started",
-    "learning_rate": "learning rate", "half_even": "rounding", "missing_clamp": "clamp missing",
-    "wrong_checkpoint": "wrong checkpoint", "big_bias": "big bias", "dead_layer": "dead layer", "wide_head": "wide head",
+    "input_range": "input range", "big_bias": "big bias", "learning_rate": "learning rate", "half_even": "rounding",
+    "batch_norm": "batch norm not fused", "wide_head": "wide head", "dead_layer": "dead layer",
+    "missing_clamp": "clamp missing", "never_started": "QAT never started", "wrong_checkpoint": "wrong checkpoint",
 }  # fmt: skip
+WARD = dict(zip("ABCDEFGHIJ", FOUND_AS))
+
+
+@functools.lru_cache(maxsize=32)
+def _made(name: str, seed: int) -> Patient:
+    patient = replace(healthy(seed), name=name)
+    globals()[name](patient)
+    return patient
 
 
 def make(name: str, seed: int = 0) -> Patient:
-    """The patient with the bug `name` (one of `BUGS`). Raises ValueError for an unknown name."""
-    if name not in BUGS:
-        raise ValueError(f"there is no bug {name!r}; choose one of {', '.join(BUGS)}")
-    patient = healthy(seed)
-    patient.name = name
-    BUGS[name](patient)
-    return patient
+    """The patient with the bug `name`, a key of `FOUND_AS`."""
+    return copy.deepcopy(_made(name, seed))
+
+
+def admit(letter: str, seed: int = 0) -> Patient:
+    """The patient A to J. Raises ValueError for other letters."""
+    if letter not in WARD:
+        raise ValueError(f"there is no patient {letter!r}; choose one of {', '.join(WARD)}")
+    return replace(make(WARD[letter], seed), name=letter)

@@ -1,132 +1,150 @@
-"""The design brief, claim by claim, for lesson 10: what it says (in few words), and the verdict that a measurement gives.
+"""The design brief, claim by claim, for lesson 10: its own words (data/claims.json), and the verdict that a measurement gives.
 
-The brief says some things several times; `lines` names every line of it where a claim stands. A `Page` collects verdicts, each
-with the sentence that a cell measured, and refuses to be shown while one of them is missing. Below it stand the measurements
-that take more than a few lines: what stored runs lost, how often a weight jumps, how far a gradient is off.
+The brief says some things several times; `lines` names every line of it where a claim stands, first that of the quoted words. A
+`Page` collects verdicts, each with what a cell shows, and refuses one that the cell does not show. Below it stand the measurements
+that take more than a few lines: what stored runs lost, how far a gradient is off, how weights kept as integers learn.
 """
 
 import copy
-import math
+import html
+import json
 from dataclasses import dataclass
 
-from qatcourse.pose.train import batch_loss
-from qatcourse.viz import table
-from qatlib.quantizers import dequantize, quantize
+import torch
 
-HOLDS, WHEN, FALSE = "holds", "holds when", "false"
-VERDICTS = (HOLDS, WHEN, FALSE)
+from qatcourse import DATA
+from qatcourse.labs.imitate import student_layer
+from qatcourse.pose.train import batch_loss
+from qatcourse.viz import PALETTE, drawing, figure
+from qatlib import ai8x
+from qatlib.ai8x.qat import layers
+from qatlib.quantizers import dequantize, quantize, round_half_up
+from qatlib.wording import columns
+
+HOLDS, WHEN, FALSE, UNTESTED = VERDICTS = ("holds", "holds when", "false", "not tested here")
+_LOOK = {  # verdict: its colour, which never changes; the mark that says the same without colour; the colour of words on it
+    HOLDS: (PALETTE["blue"], "✓", "white", "as it stands"),
+    WHEN: (PALETTE["orange"], "◐", "black", "on a condition that the brief does not name"),
+    FALSE: (PALETTE["red"], "✗", "black", "as it stands, or as the sign that it is offered for"),
+    UNTESTED: ("#595959", "?", "white", "nothing on this computer can decide it; the reason is given"),
+}
+SECTIONS = {13: "idea", 42: "the layer", 92: "why FP32", 130: "set-up", 159: "PTQ", 189: "is it on?", 230: "export"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: `number` in the page, `says` in few words, `lines` of the brief where it stands."""
+    """One claim: `number` in the page, its words in the brief, `lines` where it stands, first that of the words.
+
+    `shown`: the sentence of its evidence, a format string; `condition`: on what it holds, to follow the words "holds when".
+    """
 
     number: int
-    says: str
-    lines: str
+    quote: str
+    lines: list[int]
+    shown: str = ""
+    condition: str = ""
 
 
-_CLAIMS = (
-    # what QAT is
-    ("weights remain FP32 during training", "5-6, 35, 119, 150, 257, 259, 271, 277"),
-    ("quantization is simulated in the forward pass", "1, 5, 7, 36, 148, 200, 260, 272, 277"),
-    ("the model learns to work with quantized values", "8, 38, 149, 153, 183, 185, 261, 273"),
-    ("can be quantized to 8 bits afterwards with minimal loss", "9, 152, 155, 234, 262"),
-    ("traditional training: input, convolution, activation, output, all FP32", "15-19"),
-    ("quantized to 8 bits later, its accuracy drops significantly", "21, 169"),
-    ("a float model never saw quantized values", "22, 170"),
-    ("its weights are optimized for FP32 precision", "23"),
-    ("quantization introduces errors it is not prepared for", "24, 171"),
-    # the QAT diagram and the layer
-    ("each layer quantizes its input first", "29, 55-56"),
-    ("quantize stands between convolution and activation", "29"),
-    ("the output is FP32, the values in it are quantized", "29, 68"),
-    ("gradients flow back to the FP32 weights", "31, 37"),
-    ("backward works as if quantization did not happen", "37"),
-    ("the layer is called `ai8x.FusedConv2dBNReLU`", "46"),
-    ("weights are scaled and rounded to integers", "51-53, 114"),
-    ("the convolution computes with quantized values", "58-59"),
-    ("batch norm runs after the convolution, in the QAT forward pass", "61-62"),
-    ("ReLU follows", "63"),
-    ("the output is quantized to 8 bits", "65-66, 115-116"),
-    # its parameters
-    ("`output_shift` is a scaling factor of each layer", "75-76"),
-    ("`output_shift` maximizes precision, prevents overflow and underflow", "76-77"),
-    ("`output_shift` is learned", "71-73, 78, 154, 224, 226"),
-    ("`activation_threshold` sets the range of activations", "80-81"),
-    ("`activation_threshold` prevents saturation", "82"),
-    ("`activation_threshold` is learned, from activation statistics", "71-73, 83, 154, 226"),
-    ("weight scales are optimal and use the whole 8-bit range", "85-86"),
-    ("weight scales minimize quantization error", "87"),
-    ("weight scales are computed from weight statistics", "88"),
-    # why FP32
-    ("FP32 gives gradients full precision; small ones are not lost", "96-98"),
-    ("FP32 weights converge better", "99"),
-    ("no quantization noise in gradients", "101-102"),
-    ("training dynamics remain stable", "103"),
-    ("hyperparameters are easier to tune", "104"),
-    ("other bit widths can be chosen later", "106-107"),
-    ("quantization parameters can be fine-tuned", "108"),
-    ("debugging is easier", "109"),
-    ("weights, activations and gradients are stored as FP32", "118-121"),
-    # the configuration
-    ("`ai8x.set_device(device=85, simulate=False, round_avg=False)` configures it", "130-135, 267"),
-    ("`device=85` is the MAX78000", "139"),
-    ("`simulate=False` enables QAT", "140-141, 147, 270"),
-    ("`simulate=True` does not simulate quantization", "142"),
-    ("`simulate=True` is for evaluation only", "142"),
-    ("`round_avg=False` leaves averages unrounded in average pooling", "143"),
-    # PTQ beside QAT
-    ("PTQ: the loss arises where the trained model is quantized", "164-166"),
-    ("PTQ often loses 5 to 10 % of accuracy", "172"),
-    ("train with QAT, quantize, deploy: the model is prepared", "177-179"),
-    ("QAT loses less than 2 %", "184, 278"),
-    # is QAT on?
-    ("the loss stays similar to FP32 training when QAT is on", "195"),
-    ("the model converges normally", "196"),
-    ("the model's size is reported as FP32 size", "197"),
-    ("the weight check runs; every parameter is float32", "199-208"),
-    ("weight values lie in about -2 to 2", "209"),
-    ("weights are not integers yet", "210"),
-    ("the parameter check runs; both parameters exist", "212-221, 224-225"),
-    # export and result
-    ("`quantize_model(trained_model, bit_width=8)`, then `torch.save`", "236-239, 243, 246"),
-    ("the learned quantization parameters are applied and saved", "125, 244"),
-    ("export converts weights to 8-bit integers", "123-124, 245"),
-    ("the file has about 400 KB", "249, 279"),
-    ("98 % of FP32 accuracy remain", "250"),
-    ("the size meets the 2 MB target", "279"),
-    ("ready for the MAX78000, performance optimized for it", "126, 251, 280"),
-    ("its sources bear it out: the AI8X documentation, Hinton et al. (2015), standard practice", "284-288"),
-)
-CLAIMS = tuple(Claim(number, *claim) for number, claim in enumerate(_CLAIMS, 1))
+class _Each(dict):
+    """A dict that formats as its names and values, each value by the format that is given."""
+
+    def __format__(self, form: str) -> str:
+        return ", ".join(f"{name} {value:{form}}" for name, value in self.items())
+
+
+CLAIMS = tuple(Claim(number, **entry) for number, entry in enumerate(json.loads((DATA / "claims.json").read_text()), 1))
+
+
+def chip(verdict: str) -> str:
+    """A verdict as HTML in its colour."""
+    ground, mark, ink, _ = _LOOK[verdict]
+    look = f"background:{ground};color:{ink};padding:1px 6px;border-radius:3px;white-space:nowrap"
+    return f'<span style="{look}">{mark} {verdict}</span>'
+
+
+class Legend:
+    """The four verdicts in their colours, with what they mean."""
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{mark} {verdict}: {means}" for verdict, (_, mark, _, means) in _LOOK.items())
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{chip(verdict)} {look[-1]}</p>" for verdict, look in _LOOK.items())
+
+
+class Verdicts:
+    """A table of verdicts that displays itself, each in its colour. `rows`: (claim, verdict, condition, evidence)."""
+
+    def __init__(self, rows: list[tuple]):
+        self.rows = rows
+
+    def _cells(self):
+        for claim, verdict, condition, said in self.rows:
+            words = f"“{claim.quote.replace('**', '').replace('`', '')}” (line {claim.lines[0]})"
+            yield str(claim.number), words, verdict, condition, said
+
+    def __repr__(self) -> str:
+        lines = [(*start, f"{verdict} {condition}".strip(), said) for *start, verdict, condition, said in self._cells()]
+        return columns([("no.", "the brief", "verdict", "shown above"), *lines])
+
+    def _repr_html_(self) -> str:
+        cell, body = '<td style="text-align:left;vertical-align:top">', ""
+        for number, words, verdict, *told in self._cells():
+            condition, said = map(html.escape, told)
+            texts = number, html.escape(words), f"{chip(verdict)} {condition}", said
+            body += "<tr>" + "".join(f"{cell}{text}</td>" for text in texts) + "</tr>"
+        names = ("", "The brief", "Verdict", "Shown above")
+        head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in names)
+        return f'<table style="max-width:64em"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 class Page:
-    """Verdicts on claims, as measured: `page.holds(1, "...")`, `page.when(2, "condition", "...")`, `page.false(10, "...")`."""
+    """Verdicts as measured: `page.holds(1, shown, share=0.3)`, `page.when(2, shown)`, `page.false(3, shown)`.
+
+    `shown`: whether the measurement shows what the verdict says; where it does not, the page refuses the verdict. The values that
+    follow go into the claim's sentence. As the last value of a cell it shows the verdicts that are new.
+    """
 
     def __init__(self, claims=CLAIMS):
         self.claims = {claim.number: claim for claim in claims}
         self.verdicts: dict[int, tuple[str, str, str]] = {}
+        self._new: list[int] = []
 
-    def holds(self, number: int, evidence: str) -> None:
-        self.settle(number, HOLDS, "", evidence)
+    def holds(self, number: int, shown, **values) -> "Page":
+        return self._judge(number, HOLDS, shown, values)
 
-    def when(self, number: int, condition: str, evidence: str) -> None:
-        """The claim holds on a condition, written to follow the words 'holds when'."""
-        self.settle(number, WHEN, condition, evidence)
+    def when(self, number: int, shown, **values) -> "Page":
+        return self._judge(number, WHEN, shown, values)
 
-    def false(self, number: int, evidence: str) -> None:
-        self.settle(number, FALSE, "", evidence)
+    def false(self, number: int, shown, **values) -> "Page":
+        return self._judge(number, FALSE, shown, values)
 
-    def settle(self, number: int, verdict: str, condition: str, evidence: str) -> None:
+    def untested(self, number: int, **values) -> "Page":
+        return self._judge(number, UNTESTED, True, values)
+
+    def _judge(self, number: int, verdict: str, shown, values: dict) -> "Page":
+        claim = self.claims.get(number, Claim(number, "", []))
+        sentence = claim.shown.format(**{name: _Each(v) if isinstance(v, dict) else v for name, v in values.items()})
+        return self.settle(number, verdict, claim.condition, sentence, shown)
+
+    def settle(self, number: int, verdict: str, condition: str, evidence: str, shown=True) -> "Page":
         if number not in self.claims:
             raise ValueError(f"there is no claim {number}; they are numbered 1 to {max(self.claims)}")
-        if verdict == WHEN and not condition.strip():
-            raise ValueError(f"claim {number} holds when what? Name the condition")
+        if bool(condition.strip()) != (verdict == WHEN):
+            raise ValueError(f"claim {number}: '{verdict}', condition {condition!r}; a condition goes with 'holds when' alone")
         if not evidence.strip():
             raise ValueError(f"claim {number} needs evidence: the sentence that a measurement gave")
+        if not shown:
+            raise ValueError(f"claim {number}: the measurement does not show '{verdict}': {evidence}")
         self.verdicts[number] = (verdict, condition, evidence)
+        self._new.append(number)
+        return self
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        new, self._new = self._new, []
+        display(Verdicts([(self.claims[n], *self.verdicts[n]) for n in new]))
 
     @property
     def open(self) -> list[int]:
@@ -137,27 +155,29 @@ class Page:
         """verdict -> number of claims."""
         return {verdict: sum(v == verdict for v, _, _ in self.verdicts.values()) for verdict in VERDICTS}
 
-    def rows(self, first: int = 1, last: int | None = None) -> list[dict]:
-        """Table rows of the claims `first` to `last`. Raises ValueError while one of them has no verdict."""
-        chosen = [n for n in self.claims if first <= n <= (last or max(self.claims))]
-        if missing := [n for n in chosen if n not in self.verdicts]:
-            raise ValueError(f"no verdict yet on {', '.join(map(str, missing))}; run the cells above from the top")
-        return [self._row(n) for n in chosen]
+    def whole(self) -> Verdicts:
+        """All verdicts, by number. Raises ValueError while one is missing."""
+        if self.open:
+            raise ValueError(f"no verdict yet on {', '.join(map(str, self.open))}; run the cells above from the top")
+        return Verdicts([(claim, *self.verdicts[n]) for n, claim in self.claims.items()])
 
-    def _row(self, number: int) -> dict:
-        claim, (verdict, condition, evidence) = self.claims[number], self.verdicts[number]
-        said = f"{verdict} {condition}".strip()
-        return {"no.": number, "lines": claim.lines, "the brief says": claim.says, "verdict": said, "measured": evidence}
-
-    def table(self, first: int = 1, last: int | None = None):
-        """The same as a table that displays itself."""
-        return table(self.rows(first, last), f"Claims {first} to {last or max(self.claims)}")
-
-    def summary(self):
-        """How many claims got each verdict, all of them settled."""
-        total = len(self.rows())
-        rows = [{"verdict": verdict, "claims": count, "share": f"{count / total:.0%}"} for verdict, count in self.counts().items()]
-        return table(rows, f"{total} claims")
+    @drawing
+    def map(self):
+        """Where in the brief the verdicts stand: a lane for each, a stroke at each line of a claim. Returns (figure, sentence)."""
+        fig, axis = figure(height=2.6)
+        counts, names = self.counts(), []
+        for lane, verdict in enumerate(reversed(VERDICTS)):
+            at = [line for claim, given, *_ in self.whole().rows if given == verdict for line in claim.lines]
+            axis.vlines(at, lane - 0.38, lane + 0.38, color=_LOOK[verdict][0], linewidth=2.2)
+            names.append(f"{verdict}: {counts[verdict]}")
+        for line, name in SECTIONS.items():
+            axis.axvline(line, color="black", linestyle=":", linewidth=0.8)
+            axis.text(line + 1, len(names) - 0.45, name, fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlabel="line of the brief; a dotted line begins a section", xlim=(0, 292), ylim=(-0.5, len(names) - 0.1))
+        axis.grid(False)
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        return fig, f"{len(self.claims)} claims, a stroke at every line of the brief where one stands: {told}."
 
 
 # --- measurements ----------------------------------------------------------------------------------------------------------
@@ -186,7 +206,7 @@ def span(values) -> str:
 def verdict(found: dict[int, dict[str, float]], low: float, high: float) -> tuple[str, str]:
     """(verdict, condition) for "loses `low` to `high`" over the runs of `losses`; the condition names bits and how many runs."""
     hits = {bits: sum(low <= share <= high for share in runs.values()) for bits, runs in found.items()}
-    where = [f"{bits} bits" + f" in {n} of {len(found[bits])} runs" * (n < len(found[bits])) for bits, n in hits.items() if n]
+    where = [f"{bits} bits" + f" ({n} of {len(found[bits])} runs)" * (n < len(found[bits])) for bits, n in hits.items() if n]
     if not where or all(n == len(found[bits]) for bits, n in hits.items()):
         return HOLDS if where else FALSE, ""
     return WHEN, f"weights have {', or '.join(where)}"
@@ -199,21 +219,11 @@ def ptq_verdict(stored: dict) -> tuple[str, str, str]:
     return *verdict(ptq, 0.05, 0.10), f"calibrated, {told}; uncalibrated, {span(careless)}"
 
 
-def jumps(rate, target: float = 0.3, scale: float = 1 / 8, steps: int = 100, start: float = 0.3) -> int:
-    """How often the code of one weight changes in `steps` of descent on its quantized value; `rate(k)` is step k's rate."""
-    w, count = start, 0
-    for k in range(steps):
-        code = math.floor(w / scale + 0.5)
-        w -= rate(k) * (code * scale - target)
-        count += code != math.floor(w / scale + 0.5)
-    return count
-
-
-RATES = {
-    "0.2": lambda k: 0.2,
-    "0.2 / (k + 1)": lambda k: 0.2 / (k + 1),
-    "a cosine from 0.2 to 0": lambda k: 0.1 * (1 + math.cos(math.pi * k / 100)),
-}
+def qat_verdict(stored: dict) -> tuple[str, str, str]:
+    """(verdict, condition, evidence) for "QAT often loses less than 2 %"."""
+    found = losses(stored, "qat")
+    told = "; ".join(f"{bits} bits {span(runs.values())}" for bits, runs in found.items())
+    return *verdict(found, -1, 0.02), f"lost, beside float trained as long: {told}"
 
 
 def gradient(model, poses, layer: str = "conv2"):
@@ -223,8 +233,54 @@ def gradient(model, poses, layer: str = "conv2"):
     return model.get_submodule(layer).op.weight.grad
 
 
-def halved_is_better(layer) -> bool:
-    """Has a 2-bit grid of half the range a smaller squared error than the one that the largest weight (or bias) sets?"""
-    weight, full = layer.op.weight.detach(), 2 ** layer.weight_shift().item()
-    chosen, half = ((dequantize(quantize(weight, s, 0, 2), s, 0) - weight).square().mean() for s in (full / 2, full / 4))
+def gradient_noise(exact, models: dict, poses, others) -> dict[str, float]:
+    """How far each model's gradient on `poses` is from that of `exact`, relative to it; first its own on `others`."""
+    g = gradient(exact, poses)
+    found = {"other pictures": gradient(exact, others)} | {name: gradient(model, poses) for name, model in models.items()}
+    return {name: ((other - g).norm() / g.norm()).item() for name, other in found.items()}
+
+
+def halved_is_better(layer, bits: int = 8) -> bool:
+    """Has a grid of half the range a smaller squared error than the one that the largest weight (or bias) sets?"""
+    weight, full = layer.op.weight.detach(), 2.0 ** (layer.weight_shift().item() + 1 - bits)
+    chosen, half = ((dequantize(quantize(weight, s, 0, bits), s, 0) - weight).square().mean() for s in (full, full / 2))
     return bool(half < chosen)
+
+
+def in_float(model):
+    """A copy of a network after QAT that computes with its float weights as they are: quantization off."""
+    model = copy.deepcopy(model)
+    for layer in layers(model).values():
+        layer.init_module(None, None, False)
+    ai8x.update_model(model)
+    return model
+
+
+def descend(teacher, inputs, rate: float, integers: bool, steps: int = 30) -> tuple[list[float], float]:
+    """An 8-bit copy of a layer, its weights disturbed by some codes, learns to imitate it: (relative error at each step, moved).
+
+    `integers`: its weights are kept as codes, rounded after every step, in place of FP32. `moved`: the share of codes that changed.
+    """
+    with torch.no_grad():
+        wanted, student = teacher(inputs), student_layer(teacher, inputs, 8)
+    weight, errors = student.op.weight.data, []
+    grid = 2 ** student.weight_shift().item() / 128
+    weight += 8 * grid * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    first = round_half_up(weight / grid)
+    weight.copy_(first * grid if integers else weight)
+    optimizer = torch.optim.Adam(student.op.parameters(), lr=rate)
+    for _ in range(steps):
+        error = (student(inputs) - wanted).square().mean() / wanted.square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        if integers:
+            weight.copy_(round_half_up(weight / grid) * grid)
+        errors.append(error.item())
+    return errors, (round_half_up(weight / grid) != first).float().mean().item()
+
+
+def sweep(teacher, inputs, rates) -> dict[str, list]:
+    """What `descend` gives at each of `rates`, with FP32 weights and with integers."""
+    kinds = {"FP32 weights": False, "integer weights": True}
+    return {name: [descend(teacher, inputs, rate, integers) for rate in rates] for name, integers in kinds.items()}

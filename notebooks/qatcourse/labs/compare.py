@@ -9,7 +9,7 @@ import torch
 
 from qatcourse.pose.data import PoseSet
 from qatcourse.pose.evaluate import calibration_batches, evaluate, untrained
-from qatcourse.pose.train import Config, load_model, pictures, read_checkpoint, save, taught, train
+from qatcourse.pose.train import Config, configure, load_model, pictures, read_checkpoint, save, taught, train
 from qatlib.files import write_atomic
 from qatlib.integer import quantize_model
 from qatlib.wording import columns
@@ -43,6 +43,13 @@ def further(init: dict, train_poses: PoseSet, test_poses: PoseSet, progress: boo
     """Config -> network: trains the float network with the state dict `init` on, from `teacher`, too, where there is one."""
     poses = {"train_poses": train_poses, "test_poses": test_poses, "progress": progress}
     return lambda goal: train(goal, init=init, teacher=teacher, **poses).model
+
+
+def briefly(model, train_poses: PoseSet, test_poses: PoseSet, bits: int | None, rate: float):
+    """A float network trained on for one epoch, in float or with QAT of `bits`, from one learning rate: a Result."""
+    sizes = {"epochs": 1, "start_epoch": 0, "n_train": len(train_poses), "n_test": 100}
+    goal = configure("smoke", weight_bits=bits, learning_rate=rate, qat_learning_rate=rate, **sizes)
+    return train(goal, init=model.state_dict(), train_poses=train_poses, test_poses=test_poses, progress=False)
 
 
 def teacher_of(folder: Path, config: Config, *poses):

@@ -3,31 +3,29 @@
 The teacher's maps are computed once; then the recipe is that of `train_pose_tiny`, with a teacher's term in the loss.
 """
 
-import copy
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
-from qatcourse.labs.compare import fair
-from qatcourse.pose.data import PoseSet, to_input
-from qatcourse.pose.evaluate import calibration_batches, evaluate
+from qatcourse.pose.data import PoseSet, load, to_input
+from qatcourse.pose.evaluate import evaluate, heat_maps
 from qatcourse.pose.model import PoseTiny, distillation_loss, pose_loss
-from qatcourse.pose.train import FORMAT, Config, pick_device, set_rate, shuffled, start_quantization
+from qatcourse.pose.train import FORMAT, Config, configure, pick_device, set_rate, shuffled, start_quantization
 
 
-def train_student(config: Config, poses: PoseSet, maps: torch.Tensor | None = None, temperature: float = 2.0, alpha: float = 0.5,
-                  init: nn.Module | None = None, width: int = 16) -> nn.Module:  # fmt: skip
-    """Train a PoseTiny of `width` by `config`, without augmentation; with the teacher's `maps` of `poses`, by distillation.
+def train_student(config: Config, poses: PoseSet, maps: torch.Tensor | None = None, temperature: float = 2.0, alpha: float = 0.5):
+    """Train a PoseTiny of width 16 by `config`, without augmentation; with the teacher's `maps` of `poses`, by distillation.
 
-    Epochs 0..start_epoch are float; with `init`, a float network to start from, they are left out. At start_epoch QAT starts
-    with `config.weight_bits` (None: the network stays float). Returns the network in evaluation mode.
+    At start_epoch QAT starts with `config.weight_bits` (None: the network stays float). Returns it in evaluation mode.
     """
     torch.manual_seed(config.seed)
-    model = (copy.deepcopy(init) if init is not None else PoseTiny(width=width)).to(pick_device(), memory_format=FORMAT)
+    model = PoseTiny(width=16).to(pick_device(), memory_format=FORMAT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    for epoch in range(config.start_epoch if init is not None else 0, config.epochs):
+    for epoch in range(config.epochs):
         if epoch == config.start_epoch and config.weight_bits:
             start_quantization(model, optimizer, poses, config)
         student_epoch(model, optimizer, config, epoch, poses, maps, temperature, alpha)
@@ -51,22 +49,57 @@ def student_epoch(model, optimizer, config: Config, epoch: int, poses: PoseSet, 
         optimizer.step()
 
 
-VARIANTS = ("labels only", "with the teacher")
+PICTURES, LABELLED = 2000, {"few": 100, "many": 2000}  # of the pictures of a setting, how many have labels
+TEMPERATURES, ALPHAS = (1.0, 2.0, 4.0), {"few": (0.5, 0.8, 1.0), "many": (0.5, 0.8)}  # at 1 it does not matter how many
+SETTINGS = {"epochs": 7, "start_epoch": 5, "n_train": PICTURES, "weight_bits": 4, "learning_rate": 6e-3, "batch_size": 32}
+ARMS = {"labels": "labels alone", "same": "teacher, labelled pictures", "all": "teacher, all pictures"}
 
 
-def versions(config: Config, poses: PoseSet, test: PoseSet, maps: torch.Tensor, temperature=2.0, alpha=0.5) -> dict:
-    """PCK by version of one student and one seed: "float", then "float, ..." and "QAT, ..." for each of VARIANTS, and "PTQ".
+def unseen(n: int) -> PoseSet:
+    """Pictures to learn from that the committed network has not learned from: its maps of its own ones hold their labels."""
+    return load("figures", "train", n, seed=1, progress=False)
 
-    A float student learns from the labels alone. From it, and for the same further epochs, it is trained on in float and in
-    QAT, each with and without the teacher. PTQ quantizes the student that was trained on in float from the labels, with
-    the same weight scales as QAT.
+
+def arms(poses: PoseSet, maps: torch.Tensor, labels: int) -> dict[str, tuple[PoseSet, torch.Tensor | None]]:
+    """What each of ARMS learns from, where only the first `labels` of `poses` have labels: (pictures, the teacher's maps or None).
+
+    "labels" and "same" see those pictures again and again, so that all arms take as many steps.
     """
-    start = train_student(dataclasses.replace(config, epochs=max(config.start_epoch, 1), weight_bits=None), poses)
-    networks, batches = {"float": start}, calibration_batches(poses, 500)
-    for variant, used in zip(VARIANTS, (None, maps)):
-        found = fair(config, lambda goal, used=used: train_student(goal, poses, used, temperature, alpha, start), batches)
-        networks |= {f"float, {variant}": found["float"], "PTQ": networks.get("PTQ", found["ptq"]), f"QAT, {variant}": found["qat"]}
-    return {name: evaluate(network, test)["pck"] for name, network in networks.items()}
+    again, known = np.arange(len(poses)) % labels, poses.labelled & (np.arange(len(poses)) < labels)[:, None]
+    partly = dataclasses.replace(poses, labelled=known, visible=poses.visible & known)
+    found = {"labels": (poses[again], None), "same": (poses[again], maps[again]), "all": (partly, maps)}
+    return found if labels < len(poses) else {name: found[name] for name in ("labels", "all")}
+
+
+def measured(teacher: nn.Module, kind: str, seeds: int) -> Iterator[tuple[str, float]]:
+    """(name, PCK) of 4-bit students in the setting `kind` of LABELLED: the sweep, on 500 held-out pictures, seed 0; then, at its
+    best temperature and alpha, each arm on test pictures, seed by seed, and "seen": labels alone on the pictures it learned from.
+    """
+    poses, held, scores = unseen(PICTURES + 500)[:PICTURES], unseen(PICTURES + 500)[PICTURES:], {}
+    ways, test = arms(poses, heat_maps(teacher, poses.images), LABELLED[kind]), load("figures", "test", 500, progress=False)
+    for at in itertools.product(TEMPERATURES, ALPHAS[kind]):
+        scores[at] = evaluate(train_student(configure("quick", **SETTINGS), *ways["all"], *at), held)["pck"]
+        yield f"T{at[0]:g}.alpha{100 * at[1]:.0f}", scores[at]
+    for seed, arm in itertools.product(range(seeds), ways):
+        student = train_student(configure("quick", seed=seed, **SETTINGS), *ways[arm], *max(scores, key=scores.get))
+        yield f"seed{seed}.{arm}", evaluate(student, test)["pck"]
+        if arm == "labels":
+            yield f"seed{seed}.seen", evaluate(student, poses[: LABELLED[kind]])["pck"]
+
+
+def grid(stored: dict, kind: str) -> dict[tuple[float, float], float]:
+    """(temperature, alpha) -> PCK on held-out pictures, from the reference numbers."""
+    places = itertools.product(TEMPERATURES, ALPHAS[kind])
+    return {(t, alpha): stored[f"distill.{kind}.T{t:g}.alpha{100 * alpha:.0f}"]["value"] for t, alpha in places}
+
+
+def seeds(stored: dict, kind: str) -> list[dict[str, float]]:
+    """One dict a seed: PCK by the words of ARMS, and "seen", from the reference numbers."""
+    found: dict[str, dict] = {}
+    for name in sorted(name for name in stored if name.startswith(f"distill.{kind}.seed")):
+        *_, seed, arm = name.split(".")
+        found.setdefault(seed, {})[ARMS.get(arm, arm)] = stored[name]["value"]
+    return [*found.values()]
 
 
 def paired_gain(with_teacher: list[float], without: list[float]) -> tuple[float, float]:
@@ -80,21 +113,9 @@ def paired_gain(with_teacher: list[float], without: list[float]) -> tuple[float,
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95 %, for 2, 3, ... 10 seeds
 
 
-def teacher_gains(runs: list[dict]) -> dict[str, tuple[float, float]]:
-    """`paired_gain` of the teacher for the "float" and the "QAT" student, over the `versions` of several seeds."""
-    alone, taught = ({kind: [run[f"{kind}, {variant}"] for run in runs] for kind in ("float", "QAT")} for variant in VARIANTS)
-    return {kind: paired_gain(taught[kind], alone[kind]) for kind in ("float", "QAT")}
-
-
 def uncertainty(error: float, seeds: int) -> float:
     """Half the width of the 95 % interval of a mean whose standard error is `error`."""
     return error * STUDENT_T[min(seeds, 10) - 2]
-
-
-def clearest(runs: list[dict]) -> str | None:
-    """The student, "float" or "QAT", that the teacher changes most beyond its uncertainty; None where it changes neither."""
-    shown = {kind: abs(gain) for kind, (gain, error) in teacher_gains(runs).items() if abs(gain) > uncertainty(error, len(runs))}
-    return max(shown, key=shown.get, default=None)
 
 
 def verdict(gain: float, error: float, seeds: int, what: str, cause: str = "The teacher") -> str:

@@ -1,9 +1,11 @@
-"""One quantized layer that learns to give the outputs of its float original, for lessons 02 and 10."""
+"""Layers of lesson 10: one quantized in place of its float original, and what is measured at others."""
+
+import copy
 
 import torch
 from torch import nn
 
-from qatlib import ai8x
+from qatlib import ai8x, quantize_checkpoint
 
 
 def student_layer(teacher, inputs, weight_bits: int, shift_quantile: float = 1.0):
@@ -19,24 +21,73 @@ def student_layer(teacher, inputs, weight_bits: int, shift_quantile: float = 1.0
     return layer
 
 
-def imitate(teacher, inputs, others, weight_bits: int, shift_quantile=1.0, steps: int = 60, rate: float = 3e-3) -> dict:
-    """Train a `student_layer` on `inputs` to give its teacher's outputs. Relative squared errors on `others`, before and after.
+def on_grid(y) -> float:
+    """Share of values that are multiples of 1/128."""
+    return (y * 128 == (y * 128).round()).float().mean().item()
 
-    Returns {"PTQ": before, "QAT": after, "losses": relative training error at each step, "layer": the student}.
-    """
-    with torch.no_grad():
-        wanted, wanted_others = teacher(inputs), teacher(others)
-    student = student_layer(teacher, inputs, weight_bits, shift_quantile)
 
-    def error(x, y):
-        return (student(x) - y).square().mean() / y.square().mean()
+def at_the_end(y) -> float:
+    """Share of outputs at the end of their range, 127/128."""
+    return (y >= 127 / 128).float().mean().item()
 
-    optimizer, losses, before = torch.optim.Adam(student.op.parameters(), lr=rate), [], error(others, wanted_others)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-        loss = error(inputs, wanted)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return {"PTQ": before.item(), "QAT": error(others, wanted_others).item(), "losses": torch.stack(losses), "layer": student}
+
+def arrived(layer, x, bias: float) -> float:
+    """The gradient that arrives at a layer's bias from the sum of its outputs; all of them lie near `bias`."""
+    layer = copy.deepcopy(layer)
+    layer.op.weight.data *= 0.01
+    layer.op.bias.data.fill_(bias)
+    (layer(x) * 2**layer.activation_threshold).sum().backward()  # in QAT an output of 1 means 2^t
+    return layer.op.bias.grad.sum().item()
+
+
+def larger(layer, factor: float):
+    """A copy of a layer, weights and biases times `factor`."""
+    layer = copy.deepcopy(layer)
+    for parameter in layer.op.parameters():
+        parameter.data *= factor
+    return layer
+
+
+def error(layer, x, wanted, change: int) -> float:
+    """Relative squared error of a layer's outputs, its shift greater by `change`."""
+    layer = copy.deepcopy(layer)
+    layer.activation_threshold.data -= change
+    y = layer(x).detach() * 2**layer.activation_threshold
+    return ((y - wanted).square().mean() / wanted.square().mean()).item()
+
+
+def code(layer) -> float:
+    """What one code of an 8-bit layer's weights is worth."""
+    return 2 ** layer.weight_shift().item() / 128
+
+
+def used(layer) -> float:
+    """Share of the range that the largest weight or bias uses."""
+    return max(p.abs().max().item() for p in layer.op.parameters()) / 2 ** layer.weight_shift().item()
+
+
+def rounding_error(layer) -> float:
+    """What rounding does to a layer's weights, relative to them."""
+    rounded = layer.quantized_weight()[0] * 2 ** layer.weight_shift() / 128
+    return ((rounded - layer.op.weight).norm() / layer.op.weight.norm()).item()
+
+
+def simulated(network, x) -> tuple[torch.Tensor, list]:
+    """conv1 and conv2 with the exported integers and simulate=True: (outputs, gradients at both weights). It is off afterwards."""
+    chip, integers = copy.deepcopy(network), quantize_checkpoint(network.state_dict())
+    ai8x.set_device(device=85, simulate=True, round_avg=False)
+    try:
+        chip.load_state_dict(integers)
+        ai8x.update_model(chip)
+        outputs = chip.conv2(chip.conv1(x * 128))
+        outputs.sum().backward()
+    finally:
+        ai8x.set_device(device=85, simulate=False, round_avg=False)
+    return outputs, [layer.op.weight.grad for layer in (chip.conv1, chip.conv2)]
+
+
+def pooled(codes: list[int]) -> float:
+    """Four codes, averaged by the pooling of a layer in QAT, as a code."""
+    pool = ai8x.AvgPool2d(2)
+    pool.init_module(8, 8, True)
+    return pool(torch.tensor(codes).view(1, 1, 2, 2) / 128).item() * 128

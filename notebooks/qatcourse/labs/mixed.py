@@ -2,10 +2,10 @@
 
 from tqdm.auto import tqdm
 
-from qatcourse.labs.compare import fair, further
+from qatcourse.labs.compare import further
 from qatcourse.labs.ptq import at_bits
 from qatcourse.pose.data import PoseSet
-from qatcourse.pose.evaluate import calibration_batches, evaluate
+from qatcourse.pose.evaluate import evaluate
 from qatcourse.pose.train import RECIPES, configure
 from qatlib.ai8x.qat import layers
 
@@ -70,17 +70,23 @@ def greedy(drops: dict[str, dict[int, float]], counts: dict[str, int], budget: i
     return bits
 
 
-def repair(trained, bits: dict[str, int], poses: PoseSet, test: PoseSet, seeds, **options) -> list[dict[str, float]]:
-    """What QAT makes of mixed bits: one dict a seed, PCK on `test` by version, all after one more epoch on `poses`.
+def chosen(drops: dict, counts: dict[str, int], shares=(0.75, 0.5, 0.375)) -> dict[str, dict[str, int]]:
+    """Choices of bits by name: 4 bits everywhere, and what `greedy` chooses for shares of the bytes that 8 bits need."""
+    mixed = {f"mixed{100 * share:.0f}": greedy(drops, counts, int(share * weight_bytes(counts, 8))) for share in shares}
+    return {"uniform4": dict.fromkeys(counts, 4)} | mixed
 
-    "float": trained on in float; "PTQ": that network with `bits`; "QAT": the trained network, trained on with `bits`.
-    `options` go to `configure`.
-    """
-    options |= {"epochs": 1, "start_epoch": 0, "n_train": len(poses), "n_test": len(test)}
-    train_on, runs = further(trained.state_dict(), poses, test, progress=False), []
-    for seed in seeds:
+
+def stored(known: dict) -> dict[str, tuple[int, list[float]]]:
+    """choice -> (bytes, PCK after QAT seed by seed), from the reference numbers."""
+    found = {name.rpartition(".")[2]: entry["value"] for name, entry in known.items() if name.startswith("mixed.bytes.")}
+    return {name: (size, [known[f"mixed.seed{seed}.{name}"]["value"] for seed in range(3)]) for name, size in found.items()}
+
+
+def after_qat(trained, choices: dict[str, dict[str, int]], poses: PoseSet, test: PoseSet, seed: int) -> dict[str, float]:
+    """PCK on `test` by choice of bits, after an epoch of QAT on `poses`: for all the same seed, batches and learning rate."""
+    options = {"epochs": 1, "start_epoch": 0, "n_train": len(poses), "n_test": len(test), "qat_learning_rate": RECIPES[4][0]}
+    train_on, scores = further(trained.state_dict(), poses, test, progress=False), {}
+    for name, bits in choices.items():
         config = configure("quick", weight_bits=8, overrides=overrides(bits), seed=seed, **options)
-        found = fair(config, train_on, calibration_batches(poses))
-        versions = {"float": "float", "PTQ": "ptq", "QAT": "qat"}
-        runs.append({name: evaluate(found[version], test)["pck"] for name, version in versions.items()})
-    return runs
+        scores[name] = evaluate(train_on(config), test)["pck"]
+    return scores

@@ -63,21 +63,19 @@ def one_code(model: CompactModel, op: dict, x: np.ndarray, channel: int, row: in
 
 
 def follow(model: CompactModel, codes: np.ndarray, row: int, column: int, last_channel: int) -> list[Stage]:
-    """The layers' codes at one place of the picture: in each layer the strongest channel there, `last_channel` in the last.
+    """How the code at (`last_channel`, `row`, `column`) of the last layer came about: one output of every layer, in order.
 
-    `codes`: one input (C, H, W); `row`, `column`: its cell. Pooling halves the place, a transposed convolution doubles it. Sums of
-    two layers' codes have no weights: they are passed, at the place of their first operand.
+    `codes`: one input (C, H, W). A layer is read where it covers that place, at its own resolution, in its strongest channel there;
+    so each stage lies in what the next ones see. Sums of two layers' codes have no weights and are left out.
     """
     kept = Integer(model)(codes, keep=True)
-    steps, places = [], {"input": (row, column)}
+    last, steps = kept[model.ops[-1]["name"]].shape, []
     for op in model.ops:
-        before = places[op["inputs"][0]]
-        if op.get("pool"):
-            before = tuple(p // s for p, s in zip(before, op["pool"]["stride"]))
-        places[op["name"]] = place = tuple(p * s for p, s in zip(before, op.get("stride", (1, 1))))
         if op["kind"] == "add":
             continue
-        strongest = int(kept[op["name"]][:, *place].argmax()) if op is not model.ops[-1] else last_channel
+        shape = kept[op["name"]].shape
+        place = row * shape[1] // last[1], column * shape[2] // last[2]
+        strongest = last_channel if op is model.ops[-1] else int(kept[op["name"]][:, *place].argmax())
         steps.append(one_code(model, op, kept[op["inputs"][0]], strongest, *place))
     return steps
 

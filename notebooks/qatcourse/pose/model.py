@@ -151,7 +151,7 @@ def pose_loss(logits: torch.Tensor, joints: torch.Tensor, labelled: torch.Tensor
     """Cross-entropy of the heat maps (N, J, 16, 16) with `target_maps`, averaged over labelled joints.
 
     `joints` (N, J, 2) pixels, `labelled` (N, J) bool; unlabelled joints weigh nothing. There is no term for the distance between
-    `soft_argmax` and label: it would train for the mean of all answers, also where one of two is right.
+    `soft_argmax` and label: it asks only where the mean lies, and is content with probability where no joint is (lesson 12).
     """
     mask = labelled.to(logits.dtype)
     entropy = -(target_maps(joints, cell) * F.log_softmax(logits.flatten(2), dim=-1)).sum(dim=-1)

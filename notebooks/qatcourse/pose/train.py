@@ -89,13 +89,26 @@ def ahead(items: Iterator) -> Iterator:
             yield item
 
 
+def epoch_batches(config: Config, poses: PoseSet, epoch: int) -> Iterator[tuple]:
+    """(epoch and its share done, images, joints, labelled) of each step, augmented. Depends on (seed, epoch) alone."""
+    rng = np.random.default_rng([config.seed, epoch])
+    steps = shuffled(len(poses), config.batch_size, rng)
+    for step, batch in enumerate(ahead(augment(poses[chosen], rng) for chosen in steps)):
+        yield epoch + step / len(steps), *batch
+
+
+def tensor_batches(config: Config, poses: PoseSet, epoch: int) -> Iterator[tuple]:
+    """`epoch_batches` as tensors, for a loop of one's own: (rate, x (N, 12 or 48, 32, 32), joints (N, 14, 2), labelled (N, 14))."""
+    for at, images, joints, labelled in epoch_batches(config, poses, epoch):
+        yield learning_rate(config, at), to_input(images), torch.from_numpy(joints), torch.from_numpy(labelled)
+
+
 def train_epoch(model, optimizer, poses: PoseSet, config: Config, epoch: int, bar, team: Team, teacher=None) -> float:
     """One pass over the training set; the mean loss. Order and augmentation depend on (seed, epoch) alone."""
-    rng = np.random.default_rng([config.seed, epoch])
-    losses, steps = [], shuffled(len(poses), config.batch_size, rng)
+    losses = []
     model.train()
-    for step, batch in enumerate(ahead(augment(poses[chosen], rng) for chosen in steps)):
-        set_rate(optimizer, config, epoch + step / len(steps))
+    for at, *batch in epoch_batches(config, poses, epoch):
+        set_rate(optimizer, config, at)
         loss = batch_loss(model, *batch, team, teacher)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

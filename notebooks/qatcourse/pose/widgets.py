@@ -8,6 +8,8 @@ import numpy as np
 
 from qatcourse import viz
 from qatcourse.labs.compare import fair, further, integer_bytes, teacher_of
+from qatcourse.people.body import JOINTS
+from qatcourse.pose import metrics
 from qatcourse.pose.data import PoseSet
 from qatcourse.pose.evaluate import calibration_batches, predict, score
 from qatcourse.pose.train import Config, load_model, read_checkpoint
@@ -64,3 +66,30 @@ def bit_width_slider(widths: list[Width], images: np.ndarray, start: int = 8):
         return viz.bit_width_panel(images, known[bits])
 
     return widgets.slider_figure(draw, bits=sorted(known), start={"bits": start}, height=290, prerender=True)
+
+
+def closer(places: dict[str, np.ndarray], poses: PoseSet) -> dict[str, tuple]:
+    """Which people, which joints, which threshold: name -> (figure, sentence). `places`: version -> predictions (N, 14, 2), pixels.
+
+    The people are those that the last version reads best, in the middle, and worst, by the mean error in torso lengths.
+    """
+    last, truth, torso = [*places][-1], (poses.joints, poses.labelled), metrics.torso_length(poses.joints, poses.labelled)
+    usable = np.flatnonzero(~np.isnan(torso))  # the others have no yardstick
+    far = np.where(poses.labelled, np.linalg.norm(places[last] - poses.joints, axis=-1), np.nan)
+    error = np.nanmean(far[usable], axis=1) / torso[usable]
+    order, middle, names = usable[np.argsort(error)], len(usable) // 2, ("best", "median", "worst")
+    chosen = np.stack([order[:6], order[middle - 3 : middle + 3], order[-6:]])
+    cases, _ = viz.skeletons(poses.images[chosen], places[last][chosen], list(names))
+    said = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, np.quantile(error, (0, 0.5, 1))))
+    kinds = ["ankle", "knee", "hip", "wrist", "elbow", "shoulder", "neck", "head top"]
+    by_kind = {name: [] for name in places}
+    for name, place in places.items():
+        pcks = metrics.pck(place, *truth, per_joint=True)
+        by_kind[name] = [np.nanmean([pck for pck, joint in zip(pcks, JOINTS) if joint.endswith(kind)]) for kind in kinds]
+    alphas = [k / 20 for k in range(1, 11)]
+    lines = {name: (alphas, [metrics.pck(place, *truth, alpha) for alpha in alphas]) for name, place in places.items()}
+    return {
+        "cases": (cases, f"{last} on {len(usable):,} pictures, mean error in torso lengths: {said}. Six of each."),
+        "joints": viz.bars(by_kind, "PCK@0.2", "Joint by joint, left and right together", kinds, decimals=2),
+        "thresholds": viz.curves(lines, "threshold in torso lengths", "PCK", "PCK against threshold"),
+    }

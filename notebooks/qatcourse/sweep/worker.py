@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from qatlib.wording import SHORT_SPIN
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 _STORAGE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO}
-_OPTIONS = {
+OPTIONS = {
     "startup_timeout": 120,
     "timeout": None,
     # an interrupt is the sweep's own sentence, not one of each kernel besides
@@ -48,9 +49,10 @@ class _Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, job=None, **ignored):
-        client = _Client(nb_man, kernel_name=kernel_name, **_OPTIONS)
+        client = _Client(nb_man, kernel_name=kernel_name, **OPTIONS)
         client.kernels = job.kernels
-        return client.execute(env=environment(job.threads), cwd=job.cwd)
+        with tempfile.TemporaryDirectory() as nobody:  # no run uses a learner's pieces, none counts as progress
+            return client.execute(env={**environment(job.threads), "QATCOURSE_MINE": nobody}, cwd=job.cwd)
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -1,13 +1,16 @@
-"""Gradients through rounding: the microscope on one weight, and what descent does with them."""
+"""Gradients through rounding: the microscope on one weight, and what descent does with them.
+
+One colour means one thing: blue the float weight, red its quantized value, green the target, orange and pink two estimators.
+"""
 
 import numpy as np
 import torch
 
 from qatcourse.viz.base import PALETTE, drawing, figure
-from qatcourse.viz.svg import Plot
+from qatcourse.viz.svg import Plot, side_by_side
 from qatlib.quantizers import IntRange, fake_quantize
 
-__all__ = ["ESTIMATORS", "descend", "descent_panel", "microscope", "microscope_panel", "oscillation", "rounding_gradient"]
+__all__ = ["ESTIMATORS", "descend", "descent_panel", "microscope_panel", "oscillation", "rounding_gradient"]
 
 ESTIMATORS = ("true", "straight-through", "clipped")
 
@@ -48,105 +51,83 @@ def descend(start: float, target: float, scale: float, bit_width: int, estimator
 
 @drawing
 def rounding_gradient():
-    """Rounding, and its slope measured with smaller and smaller differences."""
-    x = np.linspace(-2.2, 2.2, 1101)
+    """Rounding, and its slope measured over a whole grid step and over smaller and smaller differences."""
+    x = np.linspace(-2.2, 2.2, 1100)  # never on a tie
     fig, (left, right) = figure(1, 2)
-    left.plot(x, np.floor(x + 0.5), color=PALETTE["blue"])
+    left.plot(x, np.floor(x + 0.5), color=PALETTE["red"])
     left.set(title="floor(x + 0.5)", xlabel="x", ylabel="value")
     shares = []
-    for h, colour, line in ((0.2, "orange", "--"), (0.02, "red", "-")):
+    for h, colour, line in ((0.5, "blue", "-"), (0.2, "orange", "--"), (0.02, "black", ":")):
         slope = (np.floor(x + h + 0.5) - np.floor(x - h + 0.5)) / (2 * h)
-        shares.append((slope == 0).mean())
+        shares.append((slope == (h == 0.5)).mean())
         right.plot(x, slope, line, color=PALETTE[colour], label=f"h = {h:g}")
     right.set(title="(f(x + h) - f(x - h)) / 2h", xlabel="x", ylabel="slope", ylim=(-1, 33))
-    right.legend(loc="upper center", ncols=2)
+    right.legend(loc="upper center", ncols=3, columnspacing=1, handlelength=1.6)
     return fig, (
-        f"The slope of rounding, measured over 2h: at h = 0.2 it is zero on {shares[0]:.0%} of the points, at h = 0.02 on "
-        f"{shares[1]:.0%}, with ever taller spikes at the jumps; in the limit it is zero wherever it exists."
+        f"The slope of rounding, measured over 2h. At h = 0.02 it is zero on {shares[2]:.0%} of the points, with tall spikes at "
+        f"the jumps; at h = 0.2 it is zero on {shares[1]:.0%}; at h = 0.5, one whole grid step, it is 1 on {shares[0]:.0%}."
     )
 
 
-@drawing
-def microscope(target: float = 0.37, scale: float = 0.25, bit_width: int = 3):
-    """The loss of one quantized weight, and three answers to 'which way is down?'."""
-    codes = IntRange(bit_width)
-    w = torch.linspace(scale * (codes.q_min - 2.5), scale * (codes.q_max + 2.5), 1601)
-    fig, (left, right) = figure(1, 2)
-    loss, _ = estimate(w, target, scale, bit_width, "true")
-    left.plot(w, loss, color=PALETTE["black"])
-    left.set(title="Loss: (quantized w - target)² / 2", xlabel="weight w", ylabel="loss")
-    left.axvline(target, color=PALETTE["blue"], linestyle=":", label="target")
-    left.legend()
-    for estimator, colour, line in zip(ESTIMATORS, ("black", "orange", "blue"), (":", "--", "-")):
-        right.plot(w, estimate(w, target, scale, bit_width, estimator)[1], line, color=PALETTE[colour], label=estimator)
-    right.set(title="Gradient by three rules", xlabel="weight w", ylabel="gradient")
-    right.legend()
-    return fig, (
-        f"The loss of a {bit_width}-bit weight is a staircase, so its true gradient is zero; the straight-through gradient "
-        f"points to the target from everywhere; the clipped one does so inside the range {scale * codes.q_min:g} to "
-        f"{scale * codes.q_max:g} and is zero outside."
+def microscope_panel(weight: float, bits: int = 3, target: float = 0.37):
+    """For a slider: one weight on the staircase of its loss, and its gradient by three rules; the axes stay. (svg, sentence).
+
+    Codes of `bits` bits cover -1 to just below 1.
+    """
+    scale, grid = 2.0 ** (1 - bits), torch.linspace(-1.6, 1.6, 1281)
+    seen = fake_quantize(torch.tensor([float(weight)]), scale, 0, bits).item()
+    left = Plot((-1.6, 1.6), (0, 1.2), "loss of the quantized weight", "float weight w", "loss", width=350)
+    left.line(grid, estimate(grid, target, scale, bits, "true")[0], "black", width=1.5)
+    left.points([weight], [0.5 * (seen - target) ** 2], "blue", radius=6)
+    left.line([target, target], [0, 0.6], "green", "3 3", 1.6).legend({"float weight": "blue", "target": "green"}, x=150)
+    right = Plot((-1.6, 1.6), (-1.6, 1.6), "its gradient, by three rules", "float weight w", "gradient", width=370)
+    found, colours = {}, dict(zip(ESTIMATORS, ("black", "orange", "pink")))
+    for (name, colour), dash, width in zip(colours.items(), ("2 3", "", "7 4"), (1.6, 4, 2)):
+        right.line(grid, estimate(grid, target, scale, bits, name)[1], colour, dash, width)
+        found[name] = estimate(torch.tensor([float(weight)]), target, scale, bits, name)[1].item()
+        right.points([weight], [found[name]], "blue", radius=4)
+    right.legend(colours)
+    return side_by_side(left, right), (
+        f"w = {weight:.2f} is seen as {seen:.3g} on a grid of {scale:g}; loss {0.5 * (seen - target) ** 2:.3f}. "
+        f"Gradients: true 0, straight-through {found['straight-through']:+.3f}, clipped {found['clipped']:+.3f}."
     )
 
 
-def microscope_panel(weight: float, bits: int = 3, target: float = 0.37, reach: float = 1.0):
-    """For a slider: one weight on the staircase of its loss, and its three gradients as arrows. (svg, sentence)."""
-    scale = reach / max(IntRange(bits).q_max, 1)
-    grid = torch.linspace(-1.6, 1.6, 1281)
-    loss = estimate(grid, target, scale, bits, "true")[0]
-    one = torch.tensor([float(weight)])
-    here = {name: [v.item() for v in estimate(one, target, scale, bits, name)] for name in ESTIMATORS}
-    y = here["true"][0]
-    title = f"One {bits}-bit weight under the microscope"
-    plot = Plot((-1.6, 1.6), (0, float(loss.max()) * 1.25), title, "weight w", "loss", width=640)
-    plot.line(grid, loss, "black", width=1.5).line([target, target], [0, float(loss.max())], "blue", "3 3", 1.2)
-    for i, (name, colour) in enumerate((("straight-through", "orange"), ("clipped", "sky"))):
-        height = y + (0.06 + 0.05 * i) * float(loss.max())
-        plot.line([weight, weight - 0.5 * here[name][1]], [height, height], colour, width=4)
-    plot.points([weight], [y], "red", radius=6)
-    plot.legend({"the weight": "red", "step by straight-through": "orange", "step by clipped": "sky", "target": "blue"}, x=420)
-    quantized = fake_quantize(one, scale, 0, bits).item()
-    return str(plot), (
-        f"w = {weight:.2f} is seen as {quantized:.3f}; loss {y:.3f}. Gradients: true 0, straight-through "
-        f"{here['straight-through'][1]:+.3f}, clipped {here['clipped'][1]:+.3f}."
-    )
-
-
-def _crossings(values: np.ndarray) -> int:
-    return int((np.diff(values) != 0).sum())
+def _ends(w, q) -> str:
+    """Where a path ends, and how often the code jumped in its second half, in words."""
+    half = len(q) // 2
+    jumps = int((np.diff(q[half:]) != 0).sum())
+    return f"the float weight ends at {w[-1]:.3g}, seen as {q[-1]:.3g}, with {jumps} jumps in the last {len(q) - 1 - half} steps"
 
 
 @drawing
 def oscillation(paths: dict, target: float, scale: float):
     """Weights on their way down: {name: (float weights, quantized values)} from `descend`, one picture each."""
-    fig, axes = figure(1, len(paths), width=7.6, height=3.0, sharey=True, squeeze=False)
-    said = []
-    for axis, (name, path) in zip(axes[0], paths.items()):
-        w, q = (np.asarray(values) for values in path)
-        low, high = np.floor(min(w.min(), target) / scale - 0.5), np.ceil(max(w.max(), target) / scale + 0.5)
-        for k in np.arange(low, high + 1):
-            axis.axhline((k + 0.5) * scale, color="#bbbbbb", linewidth=0.8, linestyle=":")
+    fig, axes = figure(1, len(paths), width=7.2, height=3.0, sharey=True, squeeze=False)
+    paths = {name: [np.asarray(values) for values in path] for name, path in paths.items()}
+    for axis, (name, (w, q)) in zip(axes[0], paths.items()):
+        low, high = np.floor(min(q.min(), target) / scale), round(q.max() / scale)  # codes that there are
+        for k in np.arange(low, high):
+            label = "border between two codes" if k == low else None
+            axis.axhline((k + 0.5) * scale, color="#888888", linewidth=0.8, linestyle=":", label=label)
         axis.plot(w, color=PALETTE["blue"], label="float weight")
         axis.step(range(len(q)), q, where="post", color=PALETTE["red"], linewidth=1.2, linestyle="--", label="quantized")
-        axis.axhline(target, color="black", linewidth=1, label="target")
+        axis.axhline(target, color=PALETTE["green"], linewidth=1.4, linestyle="-.", label="target")
         axis.set(title=name, xlabel="step")
         axis.grid(False)
-        half = len(q) // 2
-        said.append(f"{name}: ends at {q[-1]:.3g}, with {_crossings(q[half:])} jumps in the second half")
     axes[0, 0].set_ylabel("weight")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    return fig, f"One weight descends to the target {target:g} on a grid of {scale:g}. {'; '.join(said)}."
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    said = "; ".join(f"{name}: {_ends(w, q)}" for name, (w, q) in paths.items())
+    return fig, f"One weight descends to the target {target:g} on a grid of {scale:g}. {said}."
 
 
-def descent_panel(rate: float, target: float, start: float = -0.9, bits: int = 3, estimator: str = "clipped", steps: int = 80):
-    """For a slider: descent on one weight with a learning rate. (svg, sentence)."""
-    scale = 1.0 / max(IntRange(bits).q_max, 1)
-    w, q = descend(start, target, scale, bits, estimator, rate, steps)
-    plot = Plot((0, steps), (-1.7, 1.7), f"Descent with {estimator} gradients, learning rate {rate:g}", "step", "weight", width=640)
+def descent_panel(rate: float, target: float, start: float = -0.9, bits: int = 3, steps: int = 80):
+    """For a slider: descent on one weight with clipped gradients, codes of -1 to just below 1. (svg, sentence)."""
+    scale = 2.0 ** (1 - bits)
+    w, q = descend(start, target, scale, bits, "clipped", rate, steps)
+    plot = Plot((0, steps), (-1.3, 1.3), f"Descent on a grid of {scale:g}, learning rate {rate:g}", "step", "weight", width=720)
     edges = np.repeat(np.arange(steps + 1), 2)[1:]  # a code holds until the next step: a staircase, not a ramp
-    plot.line([0, steps], [target, target], "black", "3 3", 1.2).line(edges, np.repeat(q, 2)[:-1], "red", "6 3", 1.4)
-    plot.line(range(steps + 1), w, "blue").legend({"float weight": "blue", "quantized": "red", "target": "black"}, x=470, y=145)
-    jumps, half = _crossings(q[steps // 2 :]), steps // 2
-    return str(plot), (
-        f"Target {target:g}: after {steps} steps the float weight is {w[-1]:.3f}, seen as {q[-1]:.3f}; the quantized value jumped "
-        f"{jumps} times in the last {half} steps."
-    )
+    plot.line([0, steps], [target, target], "green", "9 3 2 3", 1.6).line(edges, np.repeat(q, 2)[:-1], "red", "6 3", 1.4)
+    plot.line(range(steps + 1), w, "blue").legend({"float weight": "blue", "quantized": "red", "target": "green"}, x=530, y=145)
+    return str(plot), f"Target {target:g}, rate {rate:g}: {_ends(w, q)}."

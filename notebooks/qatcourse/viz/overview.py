@@ -8,8 +8,9 @@ from qatcourse.viz.base import LINES, MARKERS, PALETTE, drawing, figure
 
 __all__ = ["lesson_map", "pareto", "pareto_front", "sensitivity"]
 _COLOURS = [PALETTE[name] for name in ("blue", "orange", "green", "pink", "black", "sky")]
-_PLACES = {"00": (0, 3), "01": (1, 3), "02": (2, 3), "03": (3, 3), "08": (1, 2), "04": (2, 2), "06": (3, 2),
-           "10": (1, 1), "05": (2, 1), "11": (3, 1), "09": (1, 0), "07": (2, 0),
+_TICKS = (25, 50, 100, 150, 200, 300, 400, 800, 1600)  # kilobytes
+_PLACES = {"00": (0, 3), "01": (1, 3), "08": (2, 3), "10": (3, 3), "02": (0, 2), "03": (1, 2), "04": (2, 2), "15": (3, 2),
+           "14": (0, 1), "06": (1, 1), "05": (2, 1), "13": (3, 1), "11": (0, 0), "07": (1, 0), "09": (2, 0),
            "12": (3, 0)}  # fmt: skip  # no arrow passes behind a box
 
 
@@ -63,21 +64,46 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 @drawing
-def pareto(groups: dict[str, list[tuple[float, float]]], y_label: str = "PCK@0.2"):
-    """Points (bytes, score) by group, and the front that none of them beats. Returns (figure, sentence)."""
-    every = [point for points in groups.values() for point in points]
-    if not every:
-        raise ValueError("pareto() needs at least one point: {name: [(bytes, accuracy)]}")
-    fig, axis = figure(height=3.4)
-    front = pareto_front(every)
-    axis.step(*zip(*front), where="post", color="#888888", linestyle=LINES[1], label="front", zorder=1)
-    for i, (name, points) in enumerate(groups.items()):
-        axis.plot(*zip(*points), linestyle="none", marker=MARKERS[i % 8], color=_COLOURS[i % 6], markersize=7, label=name)
-    axis.set(xlabel="bytes of weights", ylabel=y_label, title=f"{y_label} against bytes")
-    axis.set_xscale("log")
-    axis.legend(fontsize=8)
+def pareto(groups: dict[str, dict], y_label: str = "PCK@0.2", least: float = 0.0, level: tuple[str, float] | None = None):
+    """{group: {what a point is: (bytes, score or one score a seed)}}, and the front of the means. Returns (figure, sentence).
+
+    Scores below `least` stand at the lower edge, with their value; `level`: (name, score) of a line across.
+    """
+    points = [(size, float(np.mean(scores))) for group in groups.values() for size, scores in group.values()]
+    if not points:
+        raise ValueError("pareto() needs at least one point: {name: {what: (bytes, accuracy)}}")
+    fig, axis = figure(height=4.2)
+    for number, (name, group) in enumerate(groups.items()):
+        _dots(axis, number, name, group, least)
+    front, sizes = pareto_front(points), [size for size, _ in points]
+    low, high, top = min(sizes) / 1350, max(sizes) / 740, max([score for _, score in points] + [level[1]] * bool(level))
+    shown = [(size / 1000, score) for size, score in front if score >= least]
+    look = {"where": "post", "color": "#888888", "linestyle": LINES[1], "label": "front: no other beats it", "zorder": 1}
+    axis.step(*zip(*shown, (high, shown[-1][1])), **look)
+    if level:
+        axis.axhline(level[1], color="black", linestyle=":", linewidth=1.2)
+        axis.annotate(level[0], (0.01, level[1]), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+    room = top - least
+    axis.set(xlim=(low, high), ylim=(least - 0.05 * room, top + 0.1 * room), xscale="log")
+    axis.set(xlabel="kilobytes of weights", ylabel=y_label, title=f"{y_label} against bytes; a dot is a seed")
+    axis.set_xticks(ticks := [tick for tick in _TICKS if low <= tick <= high], ticks)
+    axis.xaxis.set_minor_formatter("")
+    axis.legend(loc="lower right")
     said = ", ".join(f"{accuracy:.3f} with {size:,.0f} bytes" for size, accuracy in front)
-    return fig, f"{len(every)} networks; {len(front)} of them are beaten by no other: {said}."
+    return fig, f"{len(points)} networks; {len(front)} of them are beaten by no other: {said}."
+
+
+def _dots(axis, number: int, name: str, group: dict, least: float) -> None:
+    """A group's dots; names above and below them by turns, so that neighbours' do not meet."""
+    look = {"linestyle": "none", "marker": MARKERS[number % 8], "color": _COLOURS[number % 6]}
+    axis.plot([], [], label=name, **look)
+    for turn, (what, (size, scores)) in enumerate(sorted(group.items(), key=lambda item: item[1][0]), number):
+        at, low = np.maximum(np.atleast_1d(scores), least), np.mean(scores) < least
+        axis.plot([size / 1000] * len(at), at, alpha=0.8, **look)
+        text = f"{what}: below, {np.mean(scores):.2f}" if low else what
+        place = {"xytext": (0, 6 if turn % 2 or low else -15), "ha": "left" if low else "center", "color": look["color"]}
+        place["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0}
+        axis.annotate(text, (size / 1000, max(at) if turn % 2 or low else min(at)), textcoords="offset points", **place)
 
 
 @drawing
@@ -89,7 +115,7 @@ def sensitivity(drops: dict[str, dict[int, float]], y_label: str = "PCK lost"):
         at = np.arange(len(names)) + (i - (len(widths) - 1) / 2) * 0.38
         look = {"color": _COLOURS[i % 6], "hatch": ("", "//", "..")[i % 3], "edgecolor": "white"}
         axis.bar(at, [drops[name][bits] for name in names], 0.36, label=f"{bits} bits", **look)
-    axis.set_xticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), names, fontsize=9)
     axis.set(ylabel=y_label, title="One layer alone at few bits, all others at 8")
     axis.legend()
     few = widths[-1]

@@ -1,9 +1,12 @@
-"""The ways from a float network to integers, drawn from the network itself: shapes, bits, ranges and gradients are measured."""
+"""The ways from a float network to integers, drawn from the network itself: shapes, ranges and errors are measured."""
+
+import numpy as np
 
 from qatcourse.viz.base import MARKERS, PALETTE, drawing, figure
-from qatcourse.viz.svg import Plot
+from qatcourse.viz.quantizers import errors
+from qatcourse.viz.svg import Plot, side_by_side
 
-__all__ = ["layer_bits", "maxima", "quantized_chain", "spread", "traditional", "two_ways"]
+__all__ = ["clip_and_round", "spread", "threshold_errors", "traditional"]
 _LOOK = {"float": ("#ffffff", "-"), "quantized": ("#fdf0d5", "-"), "weights": ("#e3f1fb", "--")}
 PER_ROW = 5  # boxes side by side: at 7.2 inches their text stays readable
 
@@ -32,17 +35,12 @@ def _rows(count: int) -> int:
     return -(-count // PER_ROW)
 
 
-def _place(i: int, count: int, apart: int = 1) -> tuple[int, int]:
-    """Where box i of a chain stands: rows are read from left to right, from the top down, `apart` from each other."""
-    return i % PER_ROW, apart * (_rows(count) - 1 - i // PER_ROW) + apart - 1
-
-
-def _chain(axis, seen: dict, texts: dict, kind: str, labels: dict, apart: int = 1):
-    """Input, one box a layer, output; labels: what travels on the arrow behind each."""
+def _chain(axis, seen: dict, texts: dict, kind: str, labels: dict):
+    """Input, one box per layer, output, read from left to right and down; labels: what travels on the arrow after each."""
     boxes = [("input\n12x32x32", "float"), *((texts[name], kind) for name in seen), ("heat maps\n14x16x16", "float")]
     travels = [labels["input"], *(labels[name] for name in seen)]
     for i, (text, look) in enumerate(boxes):
-        x, y = _place(i, len(boxes), apart)
+        x, y = i % PER_ROW, _rows(len(boxes)) - 1 - i // PER_ROW
         _box(axis, x, y, text, look)
         if i < len(travels):
             _arrow(axis, (x + 0.37, y), (x + 0.62, y))
@@ -67,76 +65,6 @@ def traditional(seen: dict):
     return fig, (
         f"The float network, {len(seen)} layers: {len(beyond)} of their outputs leave the range -1 to 1; the largest value, "
         f"{largest[top]:.3g}, leaves {top}."
-    )
-
-
-@drawing
-def quantized_chain(seen: dict, bits: dict, limits: dict, gradients: dict):
-    """The network in QAT: codes in the boxes, 8-bit ranges on the arrows, gradients to the float weights. (figure, sentence)."""
-    count = len(seen) + 2
-    fig, axis = _canvas(PER_ROW, 2 * _rows(count), 2.0 * _rows(count) + 0.4)
-    codes = {name: f"{name}\n{b}-bit codes\n{-(1 << b - 1)}..{(1 << b - 1) - 1}" for name, b in bits.items()}
-    labels = {"input": "8 bit"} | {name: f"±{limits[name]:g}" for name in seen}
-    labels[list(seen)[-1]] = "32 bit"
-    _chain(axis, seen, codes, "quantized", labels, apart=2)
-    for i, name in enumerate(seen, 1):
-        x, y = _place(i, count, 2)
-        _box(axis, x, y - 1, f"weights\nFP32\ngrad. {gradients[name]:.2g}", "weights")
-        _arrow(axis, (x - 0.12, y - 0.66), (x - 0.12, y - 0.34), colour=PALETTE["blue"])
-        _arrow(axis, (x + 0.12, y - 0.34), (x + 0.12, y - 0.66), colour=PALETTE["red"], line="--")
-    x, y = _place(0, count, 2)
-    axis.text(x, y - 1, "up: rounded\ndown, dashed:\ngradients", fontsize=8.5, ha="center", va="center")
-    axis.set_title("QAT: forward through codes, gradients straight through to the FP32 weights")
-    return fig, (
-        f"QAT with {', '.join(f'{name} {b}' for name, b in bits.items())} bits; gradients reach the float weights of all "
-        f"{len(gradients)} layers, with norms from {min(gradients.values()):.2g} to {max(gradients.values()):.2g}."
-    )
-
-
-@drawing
-def two_ways(fp32: float, longer: float, ptq: float, qat: float, bits: int, pictures: int):
-    """PTQ and QAT from one float network, PCK in every box; `ptq`: the best that was tried. Returns (figure, sentence)."""
-    fig, axis = _canvas(4, 2, 2.4)
-    ends = [(f"{name}\nPCK {pck:.3f}", "quantized") for name, pck in (("best PTQ", ptq), ("QAT", qat))]
-    upper = [(f"float, trained on\nPCK {longer:.3f}", "float"), ("calibrate,\nquantize", "quantized"), ends[0]]
-    lower = [("start QAT,\nweights stay FP32", "weights"), ("train on\nwith rounding", "quantized"), ends[1]]
-    for y, boxes in ((1, upper), (0, lower)):
-        for x, (text, kind) in enumerate(boxes, 1):
-            _box(axis, x, y, text, kind, width=0.74)
-            if x > 1:
-                _arrow(axis, (x - 0.6, y), (x - 0.4, y))
-    _box(axis, 0, 0.5, f"train FP32\nPCK {fp32:.3f}")
-    _arrow(axis, (0.37, 0.6), (0.6, 1.0))
-    _arrow(axis, (0.37, 0.4), (0.6, 0.0))
-    axis.set_title(f"PTQ above, QAT below: {bits}-bit weights, the same {pictures:,} further pictures")
-    ahead = "QAT" if qat > ptq else "PTQ" if ptq > qat else "neither"
-    return fig, (
-        f"From a float network with PCK {fp32:.3f}: trained on in float {longer:.3f}, then the best PTQ at {bits} bits {ptq:.3f}; "
-        f"QAT {qat:.3f}. Ahead: {ahead}, by {abs(qat - ptq):.3f}."
-    )
-
-
-@drawing
-def maxima(seen: dict, limits: dict):
-    """Largest output of each layer beside +-1 and beside the range calibration chose. Returns (figure, sentence)."""
-    fig, axis = figure(height=2.7)
-    values = {name: y.abs().max().item() for name, y in seen.items()}
-    lost = {name: (y.abs() > 1).float().mean().item() for name, y in seen.items()}
-    x = range(len(values))
-    axis.bar(x, list(values.values()), 0.6, color=PALETTE["sky"], label="largest value")
-    for place, (name, value) in enumerate(values.items()):
-        above = value if value > 1.3 * limits[name] else max(value, 1.15 * limits[name])  # clear of the diamond
-        axis.annotate(f"{value:.3g}", (place, above), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axis.plot(x, [limits[name] for name in values], "D", color=PALETTE["orange"], markeredgecolor="black", label="calibrated range")
-    axis.axhline(1, color=PALETTE["red"], linestyle="--", label="range without calibration")
-    axis.set_yscale("log", base=2)
-    axis.set_xticks(x, list(values), rotation=45)
-    axis.set(ylabel="absolute value", title="What each layer needs")
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    worst = max(lost, key=lost.get)
-    return fig, (
-        f"Largest outputs lie between {min(values.values()):.3g} and {max(values.values()):.3g}, the range without calibration "
-        f"ends at 1; {worst} loses most: {lost[worst]:.0%} of its values lie outside."
     )
 
 
@@ -167,19 +95,65 @@ def spread(rows: list[dict]):
     return fig, f"Share of the float network's PCK that is kept, mean of the stored runs. {'; '.join(said)}."
 
 
-def layer_bits(rows: list[dict], layer: str, bits: int):
-    """One row of `ptq.sensitivity` for a slider: bytes of each layer, PCK, and the chip's verdict. Returns (svg, sentence)."""
-    row = next(row for row in rows if row["layer"] == layer and row["bits"] == bits)
-    eight = next(r for r in rows if r["layer"] == layer and r["bits"] == 8)
-    sizes, largest = row["sizes"], max(eight["sizes"].values()) / 1000
-    title = f"{layer} at {bits} bits, all others at 8"
-    plot = Plot((0, len(sizes)), (0, 1.15 * largest), title, "layer, in order", "kB of weights", width=640, x_ticks=())
-    for i, (name, size) in enumerate(sizes.items()):
-        plot.bars([i + 0.15, i + 0.85], [size / 1000], "orange" if name == layer else "sky")
-        for text, above in ((name, 0.075), (f"{size / 1000:.1f}", 0.015)):
-            plot.text(i + 0.5, size / 1000 + above * largest, text, anchor="middle")
-    verdict = "fits" if row["fits"] else "does not fit"
-    return str(plot), (
-        f"{layer} at {bits} bits: PCK {row['pck']:.3f} without training ({row['pck'] - eight['pck']:+.3f}), {row['bytes']:,} bytes "
-        f"of weights ({row['bytes'] - eight['bytes']:+,}), {row['words']:,} words on the fullest processor; it {verdict} the chip."
+def threshold_errors(values, name: str, most: int = 1 << 20):
+    """For sliders: what draws (svg, sentence) of a layer's outputs for a threshold: its range, what it clips, the errors.
+
+    Of large tensors about `most` values are counted, evenly spaced, and the largest.
+    """
+    flat = values.detach().flatten()
+    largest, flat = flat.abs().max().item(), flat[:: max(1, flat.numel() // most)]
+    counts, edges = np.histogram(flat.numpy(), bins=90, range=(min(flat.min().item(), 0.0), 1.02 * largest))
+    tried, power = range(-2, 6), flat.double().square().mean().item()
+    found = {t: errors(flat, 2.0**t / 128) for t in tried}
+    parts = {"round error": ("blue", "6 3"), "clip error": ("orange", "2 3"), "both": ("black", "")}
+    lines = {"round error": [found[t]["round"] for t in tried], "clip error": [found[t]["clip"] for t in tried]}
+    lines["both"] = [sum(pair) for pair in zip(*lines.values())]
+    share = {part: np.log10(np.maximum(line, 1e-9 * power) / power) for part, line in lines.items()}
+
+    def draw(t: int):
+        end, height = 2.0**t, np.log10(1 + counts.max()) * 1.15
+        title = f"{name} outputs: ±2^{t} = ±{end:g}"
+        left = Plot((edges[0], edges[-1]), (0, height), title, "real value", "log10 values per bar", 380)
+        left.bars(edges, np.log10(1 + counts))
+        for low, high in ((max(end, edges[0]), edges[-1]), (edges[0], min(-end, edges[-1]))):
+            if low < high:
+                left.band(low, high, "orange", 0.3)
+        left.legend({"values": "sky", "clipped": "orange"}, x=230)
+        axes = (-2.5, 5.5), (-7, 0.6), "error of each threshold t", "t", "log10 (squared error / signal)", 380
+        right = Plot(*axes, x_ticks=tried)
+        for part, (colour, dash) in parts.items():
+            right.line(list(tried), np.maximum(share[part], -7), colour, dash)
+        right.points([t], share["both"][[t - tried[0]]], "red", 6)
+        right.legend({part: colour for part, (colour, _) in parts.items()} | {"this t": "red"}, x=215, y=12)
+        best = min(tried, key=lambda t: found[t]["round"] + found[t]["clip"])
+        cost = {part: f"{found[t][part] / power:.1e}" for part in ("clip", "round")}
+        return side_by_side(left, right), (
+            f"{name}, t = {t}: full scale {end:g}, step {end / 128:.3g}; {found[t]['clipped']:.2%} of the outputs are clipped. "
+            f"Squared error over signal: {cost['clip']} by clipping, {cost['round']} by rounding. The sum is least at t = {best}."
+        )
+
+    return draw
+
+
+@drawing
+def clip_and_round(seen: dict, ranges: dict):
+    """Clip and round error of every layer's 8-bit outputs, with full scale 1 and with 2^`ranges`. Returns (figure, sentence)."""
+    fig, axes = figure(1, 2, height=3.1, width=8.2, sharey=True)
+    worst, clipped = [], []
+    for axis, title, wanted in zip(axes, ("range ±1", "calibrated range"), (dict.fromkeys(seen, 0), ranges)):
+        found = {name: errors(y, 2.0 ** wanted[name] / 128) for name, y in seen.items()}
+        power = {name: y.double().square().mean().item() for name, y in seen.items()}
+        for part, colour, marker in (("clip", "orange", "s"), ("round", "blue", "o")):
+            shares = [max(found[name][part] / power[name], 1e-8) for name in seen]
+            axis.plot(list(seen), shares, marker, color=PALETTE[colour], label=f"{part} error")
+            worst.append(f"{part} error at most {max(shares):.1e}")
+        clipped.append(max(one["clipped"] for one in found.values()))
+        axis.set(title=title, yscale="log", ylim=(1e-8, 2))
+        axis.set_xticks(range(len(seen)), list(seen), rotation=60)
+    axes[0].set_ylabel("squared error / signal")
+    axes[0].legend(loc="lower left")
+    return fig, (
+        f"Squared error of 8-bit outputs, as a share of the signal, layer by layer. Range ±1: {worst[0]}, {worst[1]}, up to "
+        f"{clipped[0]:.0%} of the values clipped. Calibrated: {worst[2]}, {worst[3]}, up to {clipped[1]:.2%} clipped "
+        "(a mark on the lower edge: none)."
     )

@@ -4,10 +4,12 @@ import numpy as np
 
 from qatcourse.viz.base import PALETTE, array, drawing, figure, png, show
 from qatcourse.viz.people import skeletons
+from qatcourse.viz.svg import Plot
 from qatlib.files import write_atomic
 
-__all__ = ["bit_width_panel", "budget", "comparison", "heat_maps", "keep", "shares", "training_curves"]
+__all__ = ["bit_width_panel", "budget", "comparison", "guesses", "heat_maps", "keep", "shares", "training_curves"]
 _VERSIONS = {"FP32": ("blue", ""), "PTQ": ("sky", "//"), "QAT": ("orange", ".."), "": ("pink", "xx")}
+GUESS = 0.15  # PCK of guessing every joint where it is on average: what ranks below that has learned nothing
 _JOINTS = (("blue", "o"), ("red", "s"), ("orange", "D"), ("green", "^"))
 
 
@@ -78,9 +80,11 @@ def comparison(rows: list):
     axis.set_yticks(y, [row.version for row in rows])
     axis.set(title="Versions of one network", xlabel="PCK@0.2 (torso)", xlim=(0, 1.45 * max(row.pck for row in rows) + 0.01))
     best = max(rows, key=lambda row: row.pck)
+    small = f"None beats a guess ({GUESS}): the run is too small to rank them"
+    highest = f"Highest: {best.version}" if best.pck > GUESS else small
     listed = ", ".join(f"{row.version}: {row.pck:.3f}" for row in rows)
     size = f"The integer file is {rows[0].bytes / rows[-1].bytes:.1f} times smaller"
-    return fig, f"PCK@0.2 of {len(rows)} versions: {listed}. Highest: {best.version}. {size}."
+    return fig, f"PCK@0.2 of {len(rows)} versions: {listed}. {highest}. {size}."
 
 
 def bit_width_panel(images: np.ndarray, width, columns: int = 6):
@@ -119,6 +123,16 @@ def shares(values: dict, unit: str, title: str = ""):
     axis.set(xlabel=unit, title=title, xlim=(0, 1.2 * numbers.max() or 1))
     largest = max(values, key=values.get)
     return fig, f"{title or unit}: of {len(values)} values the largest is {largest} with {_short(values[largest])} {unit}."
+
+
+def guesses(guess: np.ndarray, squared: np.ndarray, found: np.ndarray) -> tuple[str, str]:
+    """For a slider: (svg, sentence) of the expected squared error and the chance to be found of each guess [pixels]."""
+    least, best = guess[squared.argmin()], found.max()
+    plot = Plot((guess[0], guess[-1]), (0, 1.5), "One guess for two places", "guess [pixels]", width=560)
+    plot.line(guess, squared / 100, "blue").line(guess, found, "orange").line([least, least], [0, 1.1], "blue", "3 3")
+    plot.legend({"expected squared error [100 px²], dotted: least": "blue", "chance to be found": "orange"}, 90)
+    said = f"The squared error is least at {least:.1f} pixels, where the chance to be found is {found[squared.argmin()]:.0%}"
+    return str(plot), f"{said}; the best chance is {best:.0%}."
 
 
 def _short(value: float) -> str:

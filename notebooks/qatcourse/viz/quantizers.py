@@ -1,31 +1,16 @@
-"""What quantizers do to numbers: staircases, errors, weights that snap to a grid, decibels a bit, channels, powers of two."""
+"""What quantizers do to numbers: staircases, errors, weights that snap to a grid, clipping against rounding, shifts.
+
+One colour means one thing: sky the real values, red what is quantized, green what rounding costs, orange what clipping costs.
+"""
 
 import numpy as np
 import torch
 
-from qatcourse.viz.base import LINES, MARKERS, PALETTE, drawing, figure
+from qatcourse.viz.base import PALETTE, drawing, figure
 from qatcourse.viz.svg import Plot, side_by_side
-from qatlib.ai8x import calc_weight_shift
-from qatlib.quantizers import IntRange, affine_params, dequantize, quantize, round_half_up, symmetric_scale
+from qatlib.quantizers import IntRange, dequantize, quantize, round_half_up, symmetric_scale
 
-__all__ = [
-    "channels", "clip_tradeoff", "decibels", "errors", "powers_of_two", "quantizer_panel", "rounding_rules",
-    "shift_quantiles", "snapping", "sqnr", "staircase",
-]  # fmt: skip
-
-_COLOURS = ("blue", "orange", "red")
-
-
-def parameters(values: torch.Tensor, bit_width: int, clip: float = 1.0, kind: str = "symmetric"):
-    """(scale, zero_point) of signed codes that cover the fraction `clip` of the range of `values`.
-
-    'symmetric' covers +-clip * max|x|, 'affine' covers clip * (min..max), widened to hold 0.
-    """
-    if kind not in ("symmetric", "affine"):
-        raise ValueError(f"kind is {kind!r}; choose 'symmetric' or 'affine'")
-    if kind == "symmetric":
-        return symmetric_scale(values * clip, bit_width), 0
-    return affine_params(values.min() * clip, values.max() * clip, bit_width)
+__all__ = ["clip_tradeoff", "errors", "quantizer_panel", "snapping", "sqnr", "staircase"]
 
 
 def errors(values: torch.Tensor, scale, zero_point=0, bit_width: int = 8, signed: bool = True) -> dict:
@@ -65,11 +50,12 @@ def staircase(bit_width: int = 3, scale: float = 0.25, zero_point: int = 0, sign
     y = dequantize(quantize(x, scale, zero_point, bit_width, signed), scale, zero_point)
     fig, (top, bottom) = figure(1, 2, height=2.9)
     top.plot(x, x, "--", color=PALETTE["black"], linewidth=1, label="no quantization")
-    top.plot(x, y, color=PALETTE["blue"], label=f"{bit_width} bits")
-    bottom.plot(x, y - x, color=PALETTE["red"])
+    top.plot(x, y, color=PALETTE["red"], label=f"{bit_width} bits")
+    bottom.plot(x, y - x, color=PALETTE["black"], linewidth=1.2)
     for axis in (top, bottom):
         axis.axvspan(x[0], low - scale / 2, color=PALETTE["orange"], alpha=0.25, linewidth=0)
         axis.axvspan(high + scale / 2, x[-1], color=PALETTE["orange"], alpha=0.25, linewidth=0, label="clipped")
+        axis.axvspan(low - scale / 2, high + scale / 2, color=PALETTE["green"], alpha=0.12, linewidth=0, label="rounded")
         axis.set_xlabel("real value x")
     top.set(ylabel="fake-quantized value", title="The staircase")
     bottom.set(ylabel="error", title="What it costs")
@@ -81,22 +67,20 @@ def staircase(bit_width: int = 3, scale: float = 0.25, zero_point: int = 0, sign
 
 
 @drawing
-def snapping(values: torch.Tensor, bit_width: int = 4, clip: float = 1.0, name: str = "weights"):
-    """Histogram of real values before and after they snap to the grid of a symmetric quantizer."""
-    values = values.detach().flatten()
-    scale, zero_point = parameters(values, bit_width, clip)
-    q = quantize(values, scale, zero_point, bit_width)
-    limit = values.abs().max().item()
-    fig, (left, right) = figure(1, 2)
+def snapping(values: torch.Tensor, fake: torch.Tensor, name: str = "weights"):
+    """Histograms of real values and of their fake-quantized values `fake`, with the same axes; counts on a log scale."""
+    values, fake = (torch.as_tensor(v).detach().flatten().float() for v in (values, fake))
+    limit = max(values.abs().max().item(), fake.abs().max().item()) * 1.03
+    marks, counts = (t.numpy() for t in fake.unique(return_counts=True))
+    fig, (left, right) = figure(1, 2, sharex=True, sharey=True)
     left.hist(values.numpy(), bins=121, range=(-limit, limit), color=PALETTE["sky"])
-    codes, counts = (t.numpy() for t in q.unique(return_counts=True))
-    right.vlines(codes * scale.item(), 0, counts, color=PALETTE["red"], linewidth=max(0.8, 3 - bit_width / 4))
-    left.set(title=f"{name}, float32", xlabel="real value", ylabel="how many", xlim=(-limit, limit))
-    right.set(title=f"{name}, {bit_width} bits", xlabel="fake-quantized value", xlim=(-limit, limit))
-    distinct = values.unique().numel()
+    right.vlines(marks, 0.7, counts, color=PALETTE["red"], linewidth=1.4)
+    right.plot(marks, counts, "o", color=PALETTE["red"], markersize=4)
+    left.set(title=f"{name}, float32", xlabel="real value", ylabel="how many (log scale)", yscale="log", ylim=(0.7, None))
+    right.set(title=f"{name}, quantized", xlabel="fake-quantized value", xlim=(-limit, limit))
     return fig, (
-        f"{values.numel():,} {name} with {distinct:,} different values snap to {len(codes)} of {IntRange(bit_width).levels} grid "
-        f"points, {scale.item():.3g} apart; {counts.max() / values.numel():.0%} of them land on the fullest one."
+        f"{values.numel():,} {name} with {values.unique().numel():,} different values snap to {len(marks)} marks; "
+        f"{counts.max() / values.numel():.0%} of them land on the fullest one, {counts.min():,} on the emptiest of these."
     )
 
 
@@ -110,161 +94,42 @@ def clip_tradeoff(values: torch.Tensor, bit_width: int = 4, name: str = "weights
     best = int(total.argmin())
     fig, axis = figure()
     for y, label, colour, line in (
-        (rounding, "round error", "blue", "--"), (clipping, "clip error", "orange", "-."), (total, "both", "black", "-"),
+        (rounding, "round error", "green", "--"), (clipping, "clip error", "orange", "-."), (total, "both", "black", "-"),
     ):  # fmt: skip
         axis.plot(fractions * 100, y, line, color=PALETTE[colour], label=label)
-    axis.plot(fractions[best] * 100, total[best], "o", color=PALETTE["red"], label="best", markersize=8)
+    axis.plot(fractions[best] * 100, total[best], "o", color=PALETTE["black"], label="least", markersize=8)
     axis.set(xlabel="clip threshold, % of the largest magnitude", ylabel="mean squared error", ylim=(0, 2.5 * total[-1]))
     axis.set_title(f"{name} at {bit_width} bits: where to clip?")
     axis.legend()
     return fig, (
-        f"At {bit_width} bits the total error of the {name} is smallest when values beyond {fractions[best]:.0%} of the largest "
-        f"are clipped: {total[best] / total[-1]:.0%} of the error at full range; {found[best]['clipped']:.2%} of the values "
-        "pay for it."
+        f"At {bit_width} bits the total error of the {name} is least when values beyond {fractions[best]:.0%} of the largest are "
+        f"clipped: {total[best] / total[-1]:.0%} of the error at full range; {found[best]['clipped']:.2%} of the values pay for it."
     )
 
 
-@drawing
-def decibels(signals: dict, bit_widths=range(2, 11)):
-    """Signal-to-noise ratio against bit width for each {name: values}, with the line of 6.02 dB a bit."""
-    bit_widths = list(bit_widths)
-    fig, axis = figure()
-    slopes = {}
-    for i, (name, values) in enumerate(signals.items()):
-        y = [errors(values, symmetric_scale(values, b), 0, b)["sqnr"] for b in bit_widths]
-        slopes[name] = (y[-1] - y[len(y) // 2]) / (bit_widths[-1] - bit_widths[len(y) // 2])
-        axis.plot(bit_widths, y, LINES[i % 4], marker=MARKERS[i], label=name)
-    axis.plot(bit_widths, 6.02 * np.array(bit_widths), ":", color=PALETTE["black"], label="6.02 dB a bit")
-    axis.set(xlabel="bit width", ylabel="SQNR in dB", title="SQNR and bits", xticks=bit_widths)
-    axis.legend()
-    middle = bit_widths[len(bit_widths) // 2]
-    said = "; ".join(f"{name} {slope:.2f} dB" for name, slope in slopes.items())
-    return fig, f"SQNR against bit width: from {middle} to {bit_widths[-1]} bits each bit adds {said} (theory: 6.02)."
+def quantizer_panel(values: torch.Tensor, bits: int, clip_percent: float = 100, name: str = "weights"):
+    """For a slider: histogram of `values` with the grid on it, and the power of both errors, on axes that stay. (svg, sentence).
 
-
-@drawing
-def channels(weight: torch.Tensor, bit_width: int = 4, name: str = "weights"):
-    """One range for a layer against one for each output channel (dimension 0 of `weight`): largest |w| and SQNR by channel."""
-    weight = weight.detach()
-    one, many = symmetric_scale(weight, bit_width), symmetric_scale(weight, bit_width, dim=0)
-    tensor, channel = (dequantize(quantize(weight, s, 0, bit_width), s) for s in (one, many))
-    per = [[sqnr(w, a) for w, a in zip(weight, approximation)] for approximation in (tensor, channel)]
-    order = np.argsort(weight.flatten(1).abs().amax(1).numpy())
-    fig, (left, right) = figure(1, 2, sharex=True)
-    left.bar(range(len(weight)), weight.flatten(1).abs().amax(1).numpy()[order], color=PALETTE["sky"])
-    left.set(title="Largest |w| of each channel", xlabel="output channel, sorted", ylabel="largest |w|")
-    for y, label, colour, marker in ((per[0], "one scale", "red", "x"), (per[1], "one a channel", "blue", "o")):
-        right.plot(np.array(y)[order], marker, color=PALETTE[colour], markersize=4, label=label, fillstyle="none")
-    right.set(title=f"Quality of each channel, {bit_width} bits", xlabel="output channel, sorted", ylabel="SQNR in dB")
-    right.legend()
-    peak = weight.flatten(1).abs().amax(1)
-    return fig, (
-        f"The largest |w| of a channel of the {name} ranges from {peak.min():.3g} to {peak.max():.3g}; with one scale the worst "
-        f"channel has {min(per[0]):.1f} dB, with one scale a channel {min(per[1]):.1f} dB; over all weights "
-        f"{sqnr(weight, tensor):.1f} against {sqnr(weight, channel):.1f} dB at {bit_width} bits."
-    )
-
-
-@drawing
-def powers_of_two(layers: dict):
-    """How much of the code range a power-of-two scale uses, against the largest magnitude; {name: weights} are marked.
-
-    ai8x's weight_shift s is the smallest power with largest <= 2^s (`qatlib.ai8x.calc_weight_shift`).
+    The range of the symmetric grid ends at `clip_percent` of the largest magnitude.
     """
-    peaks = np.geomspace(0.06, 4.2, 1500)
-    used = peaks / 2.0 ** np.array([calc_weight_shift(torch.tensor([p], dtype=torch.float32)).item() for p in peaks])
-    fig, axis = figure()
-    axis.plot(peaks, used * 100, color=PALETTE["blue"])
-    said = []
-    for i, (name, values) in enumerate(layers.items()):
-        peak = values.detach().abs().max().item()
-        shift = int(calc_weight_shift(values.detach()).item())
-        share = peak / 2.0**shift
-        axis.plot(peak, share * 100, MARKERS[i % 8], color=PALETTE["red"], markersize=7)
-        axis.annotate(name, (peak, share * 100), xytext=(6, (-3, 6, -12)[i % 3]), textcoords="offset points", fontsize=8)
-        said.append(f"{name} has shift {shift:+d} and uses {share:.0%}")
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="largest |w| of the layer", ylabel="share of the range used, %", ylim=(40, 104))
-    axis.set_title("A power of two uses between half and all of the range")
-    return fig, f"Share of the code range that a power-of-two scale uses, between 50 and 100 %: {'; '.join(said)}."
-
-
-@drawing
-def shift_quantiles(values: torch.Tensor, bit_widths=(8, 4, 2), name: str = "weights", lowest: float = 0.95):
-    """ai8x's shift for each `shift_quantile` from `lowest` to 1, of a layer's weights and bias together, and the SQNR it gives."""
-    shares = np.linspace(lowest, 1, 101)
     values = values.detach().flatten()
-    shifts = [int(calc_weight_shift(values, float(share)).item()) for share in shares]
-    found = {b: {s: errors(values, 2.0**s / 2 ** (b - 1), 0, b) for s in set(shifts)} for b in bit_widths}
-    fig, (left, right) = figure(1, 2)
-    left.step(shares * 100, shifts, where="post", color=PALETTE["blue"])
-    left.set(title="The shift is a staircase", ylabel="weight_shift s", yticks=sorted(set(shifts)))
-    for i, (b, at) in enumerate(found.items()):
-        sqnrs = [at[s]["sqnr"] for s in shifts]
-        right.step(shares * 100, sqnrs, where="post", linestyle=LINES[i % 4], color=PALETTE[_COLOURS[i % 3]], label=f"{b} bits")
-    right.set(title="What the weights gain or lose", ylabel="SQNR in dB")
-    right.legend()
-    for axis in (left, right):
-        axis.set_xlabel("shift_quantile, % of the weights held")
-    best = {b: max(at, key=lambda s: at[s]["sqnr"]) for b, at in found.items()}
-    said = "; ".join(
-        f"at {b} bits s = {s:+d} is best ({found[b][s]['sqnr']:.1f} dB, {found[b][s]['clipped']:.2%} clipped; "
-        f"{found[b][shifts[-1]]['sqnr']:.1f} dB at s = {shifts[-1]:+d})"
-        for b, s in best.items()
-    )
-    return fig, f"shift_quantile 1 gives the {name} s = {shifts[-1]:+d}, {shares[0]:.2f} gives {shifts[0]:+d}; {said}."
-
-
-@drawing
-def rounding_rules(shift: int = 3):
-    """Four rules that drop the last `shift` bits of an integer accumulator: the result minus the exact quotient, around zero."""
-    acc = np.arange(-(2 << shift), (2 << shift) + 1)
-    exact = acc / 2**shift
-    rules = {
-        "half up: floor(x + 0.5)": np.floor(exact + 0.5),
-        "half to even": np.rint(exact),
-        "floor: >> alone": acc >> shift,
-        "toward zero: C division": np.trunc(exact),
-    }
-    fig, axes = figure(1, 4, height=2.3, width=8.2, sharey=True)
-    means = []
-    for axis, (name, y), colour in zip(axes, rules.items(), ("blue", "green", "orange", "red")):
-        axis.plot(exact, y - exact, "o", color=PALETTE[colour], markersize=3.5)
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("accumulator / 2^" + str(shift), fontsize=9)
-        one_period = slice(0, 4 << shift)
-        means.append(f"{name.split(':')[0]} {np.mean((y - exact)[one_period]):+.3f}")
-    axes[0].set_ylabel("result - exact")
-    return fig, f"Error of four ways to drop {shift} bits, in units of the result; mean error: {', '.join(means)}."
-
-
-def quantizer_panel(values: torch.Tensor, bits: int, clip: float = 100, kind: str = "symmetric", name: str = "weights"):
-    """For a slider: histogram of `values` with the grid on it, and of the error. `clip` in % of the range. (svg, sentence)."""
-    values = values.detach().flatten()
-    scale, zero_point = parameters(values, bits, clip / 100, kind)
-    q = quantize(values, scale, zero_point, bits)
-    found = errors(values, scale, zero_point, bits)
-    low, high = min(values.min().item(), 0), max(values.max().item(), 0)
-    edge = 0.03 * (high - low)
-    counts, edges = np.histogram(values.numpy(), bins=100, range=(low - edge, high + edge))
-    codes = IntRange(bits)
-    grid = scale.item() * (np.arange(codes.q_min, codes.q_max + 1) - int(zero_point))
-    inside = grid[(grid >= low - edge) & (grid <= high + edge)]
-    root = np.sqrt  # counts span decades: their square roots stay visible
-    top = root(counts.max())
-    left = Plot((low - edge, high + edge), (0, top * 1.12), f"{name} and the {bits}-bit grid", "real value", "√ how many")
-    left.bars(edges, root(counts)).spikes(inside, np.full(len(inside), top * 0.35), width=1.6 if bits < 6 else 0.7)
-    left.legend({name: "sky", "grid points": "red"})
-    error = (dequantize(q, scale, zero_point) - values).numpy()
-    span = max(scale.item() * 0.75, float(np.abs(error).max()) * 1.05)
-    counts, edges = np.histogram(error, bins=80, range=(-span, span))
-    right = Plot((-span, span), (0, counts.max() * 1.15), f"error: {found['sqnr']:.1f} dB", "error", "how many", width=340)
-    right.band(-scale.item() / 2, scale.item() / 2).bars(edges, counts, "blue")
-    right.legend({"± half a step": "orange", "error": "blue"})
-    clip_share = found["clip"] / max(found["clip"] + found["round"], 1e-30)
+    scale = symmetric_scale(values * clip_percent / 100, bits)
+    found, edge = errors(values, scale, 0, bits), 1.03 * values.abs().max().item()
+    counts, edges = np.histogram(values.numpy(), bins=100, range=(-edge, edge))
+    grid = scale.item() * np.arange(IntRange(bits).q_min, IntRange(bits).q_max + 1)
+    inside = grid[np.abs(grid) <= edge]
+    top = np.sqrt(counts.max())  # counts span decades: their square roots stay visible
+    left = Plot((-edge, edge), (0, top * 1.12), f"{name} and the {bits}-bit grid", "real value", "√ how many")
+    left.bars(edges, np.sqrt(counts)).spikes(inside, np.full(len(inside), top * 0.35), width=1.6 if bits < 6 else 0.7)
+    left.legend({name: "sky", "marks": "red"})
+    signal, total = values.double().square().mean().item(), found["round"] + found["clip"]
+    right = Plot((0, 4), (-70, 10), f"error, SQNR {found['sqnr']:.1f} dB", "", "dB against the values", width=330, x_ticks=())
+    for x, part, power, colour in ((1, "rounding", found["round"], "green"), (2, "clipping", found["clip"], "orange"),
+                                   (3, "both", total, "black")):  # fmt: skip
+        level = 10 * np.log10(max(power / signal, 1e-7))
+        right.line([x, x], [-70, level], colour, width=40).text(x, -76, part, anchor="middle", size=13)
+        right.text(x, level + 2, f"{level:.1f}" if power else "none", anchor="middle", size=12)
     return side_by_side(left, right), (
-        f"{bits} bits, {kind}, range at {clip:g} %: step {scale.item():.3g}, {found['codes']} of {codes.levels} codes used, "
-        f"{found['clipped']:.2%} of the values clipped, {clip_share:.0%} of the squared error is clipping, "
-        f"SQNR {found['sqnr']:.1f} dB."
+        f"{bits} bits, range at {clip_percent:g} % of the largest: step {scale.item():.3g}, {found['clipped']:.2%} of the values "
+        f"clipped, {found['clip'] / max(total, 1e-30):.0%} of the squared error is clipping, SQNR {found['sqnr']:.1f} dB."
     )

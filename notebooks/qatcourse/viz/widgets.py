@@ -61,7 +61,7 @@ class SliderFigure:
         self._draw, self._frames, self._kept = draw, {}, KEPT
         self.sliders = sliders
         self.picture = ipywidgets.HTML(layout={"height": f"{height}px", "min_height": f"{height}px", "overflow": "hidden"})
-        self._text = ipywidgets.HTML()
+        self._text = ipywidgets.HTML(layout={"min_height": "4.5em"})  # three lines: the page below never jumps
         if prerender:
             for values in itertools.product(*(_options(slider) for slider in sliders.values())):
                 self._kept += 1
