@@ -13,6 +13,12 @@ def refuses_no_answer(check):
         assert not report.ok and any(words in report.message for words in said), report
 
 
+def refuses_what_is_no_repair(check):
+    refuses_no_answer(check)
+    assert not check(lambda patient: patient).ok
+    assert "return the patient" in check(lambda patient: patient.model).message
+
+
 def both_ways(solutions, wrong):
     """Two test functions for checks that are code: `solutions` (check, right answer), `wrong` (check, answer, words of advice)."""
 

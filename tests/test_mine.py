@@ -76,6 +76,16 @@ def test_the_same_pieces_are_the_same_objects_and_serve_each_other(folder):
     assert mine.piece("my_weight_shift").__globals__["my_shift"] is mine.piece("my_shift")
 
 
+def test_a_piece_is_checked_once_and_again_when_its_text_changes(folder, monkeypatch):
+    judged, judge = [], lesson01.check_quantize.judge
+    monkeypatch.setattr(lesson01.check_quantize, "judge", lambda answer: (judged.append(answer), judge(answer))[1])
+    first, second = (QUANTIZE.replace("half", name) for name in ("checked_first", "checked_second"))  # no other test has these
+    for text, times in ((first, 1), (first, 1), (second, 2)):
+        (folder / "mine.py").write_text(f"import torch\n{text}")
+        mine.piece("my_quantize")
+        assert len(judged) == times
+
+
 def test_running_the_solutions_writes_nothing_over_them(notebook, monkeypatch):
     before = mine.solution().read_text()
     monkeypatch.setenv("QATCOURSE_MINE", str(mine.solution().parent))

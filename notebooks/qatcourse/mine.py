@@ -119,10 +119,19 @@ def _usable(checks: dict, names: tuple) -> tuple[dict, dict]:
     refused, last = {}, max(list(checks).index(name) for name in names)
     for name, check in list(checks.items())[: last + 1]:
         if name in own:
-            kept = {key: text for key, text in own.items() if not refused.get(key)}
-            report = check.judge(_namespace(solved, kept)[name])
-            refused[name] = "" if report.ok else report.said
-    return _namespace(solved, {key: text for key, text in own.items() if not refused.get(key)}), refused
+            refused[name] = _verdict(check, _ordered(solved, _accepted(own, refused)))
+    return _namespace(solved, _accepted(own, refused)), refused
+
+
+def _accepted(own: dict, refused: dict) -> dict:
+    return {name: text for name, text in own.items() if not refused.get(name)}
+
+
+@functools.cache
+def _verdict(check, parts: tuple) -> str:
+    """Why the piece in these parts fails its check, "" where it passes; the same text is checked once in a kernel."""
+    report = check.judge(_executed(parts)[check.name])
+    return "" if report.ok else report.said
 
 
 def _read(path: Path) -> str:
@@ -134,13 +143,14 @@ def _parts(source: str) -> dict[str, str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as problem:
-        raise NotKept(f"mine.py cannot be read ({problem}); mend that line, or delete the file to start anew") from None
+        raise NotKept(f"mine.py cannot be read ({problem}); correct that line, or delete the file to start anew") from None
     parts, lines, end = {}, source.splitlines(), 0
     for node in tree.body:
         text = "\n".join(lines[end : node.end_lineno]).strip("\n")
         end = node.end_lineno
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            parts |= {line: line for line in [ast.unparse(node)]}
+            line = ast.unparse(node)
+            parts[line] = line
         elif text != HEADER and not (node is tree.body[0] and ast.get_docstring(tree)):
             parts[_name(node) or text + " "] = text
     tail = "\n".join(lines[end:]).strip("\n")
@@ -156,8 +166,12 @@ def _name(node) -> str | None:
 
 def _namespace(solved: dict[str, str], own: dict[str, str]) -> dict:
     """What both define when they run in one module, `own` in place of `solved`. Raises NotKept for a part that stops."""
+    return _executed(_ordered(solved, own))
+
+
+def _ordered(solved: dict[str, str], own: dict[str, str]) -> tuple:
     parts = {name: text for name, text in solved.items() if name not in own} | own
-    return _executed(tuple(sorted(parts.items(), key=lambda part: part[0] != part[1])))  # imports first
+    return tuple(sorted(parts.items(), key=lambda part: part[0] != part[1]))  # imports first
 
 
 @functools.cache
