@@ -22,7 +22,8 @@ def lazy(package: str, homes: dict[str, str]):
 
 _HOMES = {
     "ai8x": "qatlib.ai8x", "diagnose": "qatlib.doctor", "quantize_checkpoint": "qatlib.export.vendor",
-    "quantize_model": "qatlib.integer.convert",
+    "quantize_model": "qatlib.integer.convert", "save_checkpoint": "qatlib.integer.checkpoint",
+    "load_checkpoint": "qatlib.integer.checkpoint",
 }  # fmt: skip
 __all__ = ["__version__", *_HOMES]
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -4,13 +4,21 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 MARKER = ".qatlib"
+UNREAD = (  # what training puts beside a state, and all of torch.optim: arguments, paths, dates, scores as NumPy has them
+    "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta", "numpy.dtype", "numpy.ndarray",
+    *(f"pathlib{place}.{kind}Path" for place in ("", "._local") for kind in ("Posix", "Windows")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"builtins.{kind}" for kind in ("list", "dict", "int", "float")),
+)  # fmt: skip
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> Path:
@@ -47,14 +55,18 @@ def cannot_write(path: str | os.PathLike, problem: OSError) -> OSError:
 
 
 def prepare_folder(folder: str | os.PathLike) -> Path:
-    """Make `folder`, prove that it can be written, and remove what killed writers left in it.
+    """Prove that `folder` can be made and written, and remove what killed writers left in it; its first file makes it for good.
 
     For use before long work. Raises OSError as `write_atomic` does.
     """
     folder = Path(folder)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     write_atomic(folder / ".writable", b"").unlink(missing_ok=True)
     for leftover in _abandoned(folder, ".*", "tmp"):
         leftover.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else has written there
+        for path in new:
+            path.rmdir()
     return folder
 
 
@@ -75,37 +87,72 @@ def check_archive(path: str | os.PathLike) -> None:
 
 
 def save(path: str | os.PathLike, content: dict) -> Path:
-    """Write what `load` reads, by `torch.save`, whole or not at all; equal content gives equal bytes."""
+    """Write what `load` reads, by `torch.save`, whole or not at all; equal content gives equal bytes.
+
+    Raises ValueError for Python objects, OSError as `write_atomic`.
+    """
     import torch
 
     buffer = io.BytesIO()  # written straight to a file it would hold the path's name, and a full disk would raise no OSError
     torch.save(content, buffer)
+    try:
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except pickle.UnpicklingError as problem:
+        kind = f"a Python object, {_kind(problem)}" if _kind(problem) else "Python objects"
+        raise ValueError(f"{path} would hold {kind}; give state dicts, tensors, numbers, text, lists and dicts") from problem
     return write_atomic(path, buffer.getvalue())
+
+
+def _kind(problem: Exception) -> str:
+    """The class that torch.load has refused to make, or ""."""
+    found = re.search(r"GLOBAL (\S+) was not", str(problem))
+    return found[1] if found else ""
 
 
 def load(path: str | os.PathLike) -> dict:
     """The dict that `torch.save` wrote into `path`, on the CPU. Nothing in the file is run (`weights_only`).
 
+    In place of the usual objects beside a state (see UNREAD) stands an empty one: nothing of theirs is imported or called.
     Raises FileNotFoundError or ValueError, naming the file and the remedy: it is truncated, damaged, of another kind, or holds
-    Python objects or no dict.
+    other Python objects or no dict.
     """
-    import torch
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give the path of a checkpoint (.pth or .pth.tar)")
     if zipfile.is_zipfile(path):
         check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except Exception as problem:
         raise ValueError(
-            f"{path} is no checkpoint that can be read safely (truncated, of another kind, or with Python objects in it: "
-            "save its state_dict alone)"
+            f"{path} is no checkpoint that can be read safely (truncated, of another kind, or with Python objects in it"
+            f"{f', here {_kind(problem)}' if _kind(problem) else ''}: save its state_dict alone)"
         ) from problem
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; give a checkpoint with a 'state_dict'")
     return content
+
+
+class _Unread:
+    """In place of an object that is not read: takes what a pickle gives it, keeps nothing and does nothing."""
+
+    def __new__(cls, *_):
+        return object.__new__(cls)
+
+    def __setstate__(self, _) -> None:
+        pass
+
+
+def _read(path: Path):
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        optimizers = [f"{kind.__module__}.{name}" for name, kind in vars(torch.optim).items() if isinstance(kind, type)]
+        unread = [(_Unread, name) for name in (*UNREAD, *optimizers)]
+        with torch.serialization.safe_globals([*unread, (lambda *_: {}, "collections.defaultdict")]):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def sha256(*parts: bytes) -> bytes:
@@ -115,11 +162,22 @@ def sha256(*parts: bytes) -> bytes:
 
 def _abandoned(folder: Path, name: str, kind: str, mine: bool = False) -> list[Path]:
     """The `.NAME.PID.KIND` (regular expressions) in `folder` whose writer PID is gone or, with `mine`, this process."""
-    from psutil import pid_exists
-
     named = [(path, re.fullmatch(rf"\.{name}\.(\d+)\.{kind}", path.name)) for path in sorted(folder.glob(".*"))]
     writers = [(path, int(match[1])) for path, match in named if match]
-    return [path for path, pid in writers if mine and pid == os.getpid() or not pid_exists(pid)]
+    return [path for path, pid in writers if mine and pid == os.getpid() or not _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    """Whether process `pid` exists."""
+    if os.name != "posix":  # where the signal below would end it
+        return import_module("psutil").pid_exists(pid)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def _heal(folder: Path) -> None:

@@ -3,11 +3,10 @@
 Three views of one number: a *real value* x, an *integer code* q, and the *fake-quantized* value scale * (q - zero_point),
 a real value that lies on the grid. One path serves all: `fake_quantize` is `dequantize(quantize(x))`.
 
-Sources: Jacob et al. 2018 (arXiv 1712.05877) for scale and zero point; Bengio et al. 2013 (arXiv 1308.3432) for the
-straight-through estimator; ai8x (QATv2) for powers of two and for rounding half towards plus infinity.
+Sources: Jacob et al. 2018 (arXiv 1712.05877) for scale and zero point; Bengio et al. 2013 (arXiv 1308.3432) for the straight-
+through estimator; ai8x (QATv2) for powers of two and for rounding half towards plus infinity.
 """
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,9 +104,8 @@ def _check_broadcast(x: torch.Tensor, **others: torch.Tensor) -> None:
         except RuntimeError:
             fits = False
         if not fits:
-            raise ValueError(
-                f"{name} has shape {tuple(other.shape)}, x {tuple(x.shape)}; give one {name}, or one per channel as (C, 1, 1, 1)"
-            )
+            shapes = f"{name} has shape {tuple(other.shape)}, x {tuple(x.shape)}"
+            raise ValueError(f"{shapes}; give one {name}, or one per channel as (C, 1, 1, 1)")
 
 
 def quantize(x: torch.Tensor, scale, zero_point=0, bit_width: int = 8, signed: bool = True, rounding=round_half_up) -> torch.Tensor:
@@ -195,36 +193,50 @@ def affine_params(x_min, x_max, bit_width: int = 8, signed: bool = True) -> tupl
     return scale, zero_point.to(torch.int32)
 
 
-@functools.cache
+_LIMITS: dict[tuple, tuple[float, float]] = {}  # a table, because compiled code can read one
+
+
 def pass_limits(factor: float, q_min: float, q_max: float) -> tuple[float, float]:
     """The open interval of float32 values v whose code round_half_up(v * factor) lies in q_min..q_max before clamping.
 
-    Returned as (largest float32 below the range, smallest above it), so that one kernel with strict comparisons
-    (`hardtanh_backward`) masks the gradient exactly as clamping the rounded value would.
+    (Largest float32 below the range, smallest above it): so one kernel, `hardtanh_backward`, masks as clamping the code would.
     """
+    if (key := (factor, q_min, q_max)) in _LIMITS:
+        return _LIMITS[key]
 
     def outermost(start: float, outwards: float, inside) -> float:
         """The first float32 on the way out that is not inside; x + 0.5 rounds, so it may lie on either side of `start`."""
-        value = np.float32(start)
-        while not inside(np.floor(value * np.float32(factor) + np.float32(0.5))):
+        value, factor32, half = np.float32(start), np.float32(factor), np.float32(0.5)
+        while not inside(np.floor(value * factor32 + half)):
             value = np.nextafter(value, np.float32(-outwards))
-        while inside(np.floor(value * np.float32(factor) + np.float32(0.5))):
+        while inside(np.floor(value * factor32 + half)):
             value = np.nextafter(value, np.float32(outwards))
         return float(value)
 
     low = outermost((q_min - 0.5) / factor, -np.inf, lambda code: code >= q_min)
-    high = outermost((q_max + 0.5) / factor, np.inf, lambda code: code <= q_max)
-    return low, high
+    return _LIMITS.setdefault(key, (low, outermost((q_max + 0.5) / factor, np.inf, lambda code: code <= q_max)))
 
 
+for _grid in ((128.0, -128.0, 127.0), (2.0**14, -(2.0**29), 2.0**29), *((1.0, -(2**b), 2**b - 1) for b in (0, 1, 3, 7))):
+    pass_limits(*_grid)  # those of ai8x's layers
 _HALF = torch.tensor(0.5)
+
+
+def fused(function: type[torch.autograd.Function], *arguments):
+    """`function.apply(*arguments)`; inside torch.func, whose transforms see plain operations only, its equal `function.plain`."""
+    try:
+        return function.apply(*arguments)
+    except RuntimeError as problem:
+        if "functorch" in str(problem):
+            return function.plain(*arguments)
+        raise
 
 
 class FusedQuantize(torch.autograd.Function):
     """clamp(round_half_up(x * factor), q_min, q_max) / factor * out_scale, and its straight-through gradient, in few passes.
 
-    With `relu`, negative x gives 0 and passes no gradient (strictly: x = 0 passes none). `factor` and `out_scale` are powers
-    of two, so every product is exact. Equal to the two-line estimator, forward and backward, to the bit (tested).
+    With `relu`, x <= 0 gives 0 and passes no gradient. `factor` and `out_scale` are powers of two: every product is exact. Equal to
+    `plain`, the two-line estimator, forward and backward, to the bit (tested).
     """
 
     @staticmethod
@@ -243,6 +255,13 @@ class FusedQuantize(torch.autograd.Function):
             grad = grad.mul_(ctx.out_scale)
         return grad, None, None, None, None, None
 
+    @staticmethod
+    def plain(x, factor, q_min, q_max, relu, out_scale):
+        x = x.relu() if relu else x
+        codes = round_half_up(x.detach() * factor)
+        x = torch.where((codes >= q_min) & (codes <= q_max), x, x.detach())
+        return straight_through(x, codes.clamp(q_min, q_max) / factor) * out_scale
+
 
 def weight_codes(weight: torch.Tensor, bit_width: int, shift: torch.Tensor) -> torch.Tensor:
     """Integer codes (in floats) of a layer's weights or bias: clamp(round_half_up(w * 2^-shift * half), -half, half - 1).
@@ -256,8 +275,8 @@ def weight_codes(weight: torch.Tensor, bit_width: int, shift: torch.Tensor) -> t
 class FusedWeightQuantize(torch.autograd.Function):
     """Weight and bias of a layer, fake-quantized and pre-multiplied: clamp(round_half_up(w * scale * half)) / half * gain.
 
-    half = 2^(bits-1); `scale` and `gain` are tensors of one element, powers of two (no host synchronisation). The gradient is
-    scale * gain inside the range and 0 where the rounded code was clamped. Returns one tensor for each of `tensors`.
+    half = 2^(bits-1); `scale`, `gain`: tensors of one element, powers of two. The gradient is scale * gain inside the range, and 0
+    where the rounded code was clamped. Returns one tensor for each of `tensors`.
     """
 
     @staticmethod
@@ -274,3 +293,8 @@ class FusedWeightQuantize(torch.autograd.Function):
         gain, *unrounded = ctx.saved_tensors
         passed = (torch.ops.aten.hardtanh_backward(grad, u, *ctx.limits).mul_(gain) for grad, u in zip(grads, unrounded))
         return None, None, None, *passed
+
+    @staticmethod
+    def plain(scale, gain, bits, *tensors):
+        half = 1 << (bits - 1)
+        return tuple(FusedQuantize.plain(t * scale, half, -half, half - 1, False, 1.0) * gain for t in tensors)

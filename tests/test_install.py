@@ -71,7 +71,7 @@ COURSE = """
     assert course.pretrained().state_dict()
     assert reference.load() and reference.value("exact.pose_tiny.weights") > 0
     assert [row for row in lessons.rows() if row["its cells run"] != "not measured"]
-    assert "16 lessons" in viz.lesson_map(lessons.LESSONS)[1]
+    assert "17 lessons" in viz.lesson_map(lessons.LESSONS)[1]
     assert not cache_folder().is_relative_to(UNPACKED)
     course.DATA = Path("elsewhere")
     try:
@@ -132,10 +132,8 @@ def test_the_wheel_holds_all_modules_and_the_data_that_the_course_reads(unpacked
     held = {file.relative_to(unpacked).as_posix() for file in unpacked.rglob("*") if file.is_file()}
     modules = [path for top in (ROOT, ROOT / "notebooks") for path in top.glob("qat*/**/*.py")]
     assert {path.relative_to(ROOT).as_posix().removeprefix("notebooks/") for path in modules} <= held
-    assert {name for name in held if name.startswith("qatcourse/data/")} == {
-        f"qatcourse/data/{name}"
-        for name in ("pose_tiny_fp32.pth", "reference.json", "lesson_seconds.json", "lesson_minutes.json", "claims.json")
-    }
+    data = ["pose_tiny_fp32.pth", "digits.npz", "reference.json", "lesson_seconds.json", "lesson_minutes.json", "claims.json"]
+    assert {name for name in held if name.startswith("qatcourse/data/")} == {f"qatcourse/data/{name}" for name in data}
     templates = {file.relative_to(ROOT).as_posix() for file in (ROOT / "qatlib/export/c").rglob("*") if file.is_file()}
     assert len(templates) > 10 and templates <= held
     assert {name.partition("/")[0] for name in held} == {"qatlib", "qatcourse", f"qatlib-{PROJECT['version']}.dist-info"}

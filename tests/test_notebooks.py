@@ -189,7 +189,7 @@ def unidiomatic(text):
     ]
 
 
-TEXTS = [*PATHS, FOLDER / "short_qat.ipynb", ROOT / "README.md", FOLDER / "GLOSSARY.md"]
+TEXTS = [*PATHS, FOLDER / "short_qat.ipynb", FOLDER / "template_your_network.ipynb", ROOT / "README.md", FOLDER / "GLOSSARY.md"]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.ai8x.layer import calc_weight_shift, quantile
+from qatlib.ai8x.shift import calc_weight_shift, quantile
 from qatlib.quantizers import (
     FusedQuantize,
     FusedWeightQuantize,

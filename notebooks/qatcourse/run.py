@@ -32,6 +32,7 @@ def execute(lesson: str, folder: Path, parameters: dict) -> Path:
     if unknown := set(parameters) - set(known):
         raise ValueError(f"{source} has no parameters {sorted(unknown)}; it knows {sorted(known)}")
     target = folder / source.name
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"{lesson} -> {os.path.relpath(target)}", file=sys.stderr)
     try:
         quiet = {"log_output": False, "extra_arguments": ["--log-level=CRITICAL"], "stderr_file": sys.stderr}
@@ -55,7 +56,7 @@ def run(data: str, preset: str, weight_bits: int, seed: int, out: Path) -> list[
         preset = forced
     config = configure(preset, data=data, weight_bits=weight_bits, seed=seed)
     load(config.data, "test", 1, progress=False)
-    out = prepare_folder(out).resolve()
+    out = prepare_folder(out).resolve()  # for good it is made by the first lesson
     settings = {"data": data, "preset": preset, "weight_bits": weight_bits, "seed": seed, "out": str(out)}
     with tempfile.TemporaryDirectory() as nobody:  # the lessons run as for a learner who has no pieces yet
         os.environ["QATCOURSE_MINE"] = nobody

@@ -8,6 +8,7 @@ from torch import nn
 from qatlib.ai8x import legality
 from qatlib.ai8x import mode as target
 from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.wording import warn
 
 _POOLS = {(1, "Max"): nn.MaxPool1d, (1, "Avg"): nn.AvgPool1d, (2, "Max"): nn.MaxPool2d, (2, "Avg"): nn.AvgPool2d}
 _OPERATIONS = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Conv1d: "conv1d"}
@@ -17,7 +18,7 @@ def _warned(op: nn.Module) -> nn.Module:
     """`op`, after a warning for everything about it that the vendor lets through although the chip cannot run it."""
     c_in, c_out = op.in_channels, op.out_channels
     for rule, remedy in legality.let_through(_OPERATIONS[type(op)], op.kernel_size, op.stride, op.dilation, op.groups, c_in, c_out):
-        legality.warn(f"{rule}: {remedy}")
+        warn(f"{rule}: {remedy}")
     return op
 
 
@@ -142,7 +143,9 @@ def _fused(name: str, parent: type, presets: dict, doc: str) -> type:
     def __init__(self, *args, **kwargs):
         for key in kwargs.keys() & presets.keys() - {"batchnorm"}:
             if kwargs[key] != presets[key]:
-                raise ValueError(f"{name} has {key}={presets[key]!r}; for {key}={kwargs[key]!r} use the class named so")
+                base = next(c.__name__ for c in cls.__mro__ if c in _TABLE)
+                others = ", ".join(f"{k}={v!r}" for k, v in (presets | kwargs).items() if k in presets)
+                raise ValueError(f"{name} has {key}={presets[key]!r}; for {key}={kwargs[key]!r} use ai8x.{base}(..., {others})")
         super(cls, self).__init__(*args, **{**presets, **kwargs})
 
     return (cls := _named(name, parent, __init__, doc))
@@ -156,7 +159,7 @@ def _forgotten(name: str, parent: type) -> type:
     def __init__(self, *args, **kwargs):
         if "activation" not in kwargs:
             remedy = "pass activation='Abs' for one, activation=None for none"
-            legality.warn(f"{name} has no activation, as the vendor's has none: {remedy}")
+            warn(f"{name} has no activation, as the vendor's has none: {remedy}")
         super(cls, self).__init__(*args, **{"batchnorm": "Affine", **kwargs})
 
     doc = f"`{parent.__name__}` with batchnorm='Affine' and, as the vendor's, NO activation; activation='Abs' gives the name's."

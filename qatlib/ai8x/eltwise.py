@@ -1,4 +1,4 @@
-"""Element-wise layers: sums, differences and bit operations of two or more equally shaped inputs."""
+"""Element-wise layers: sums and differences of two or more equally shaped inputs."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class Eltwise(nn.Module):
     def __init__(self, f=None):
         super().__init__()
         self.f = f
-        self.activation_threshold = nn.Parameter(torch.tensor(0.0), requires_grad=False)
+        self.register_buffer("activation_threshold", torch.tensor(0.0))
         self.clamped = False
 
     def set_clamp(self, clamp: bool) -> None:
@@ -38,10 +38,9 @@ class Eltwise(nn.Module):
         return y.clamp(-1.0, 127 / 128) if self.clamped else y
 
     def extra_repr(self) -> str:
-        threshold = f"activation_threshold={self.activation_threshold.item():g}"
-        if target.dev.simulate:
-            return f"{threshold}, output -128..127 (integers)"
-        return f"{threshold}, clamp {'on, output -1..127/128' if self.clamped else 'off'}"
+        clamp = f"clamp {'on, output -1..127/128' if self.clamped else 'off'}"
+        simulated = "output -128..127 (integers)"
+        return f"activation_threshold={self.activation_threshold.item():g}, {simulated if target.dev.simulate else clamp}"
 
 
 class Add(Eltwise):
@@ -56,31 +55,3 @@ class Sub(Eltwise):
 
     def combine(self, a, b):
         return torch.add(a, b, alpha=-1)
-
-
-def _bits(x: torch.Tensor) -> torch.Tensor:
-    return torch.round((x + 0.5) * 256.0).to(torch.int32)
-
-
-class BitwiseXor(Eltwise):
-    """Exclusive or of 8-bit codes. As in the vendor's code it reads real values -0.5..0.5 as 0..255 and has no gradient.
-
-    So it does in simulate, where the inputs are integers and the result is wrong: it is here for checkpoints, not for the chip.
-    """
-
-    def combine(self, a, b):
-        return torch.bitwise_xor(_bits(a), _bits(b)).to(a.dtype) / 256.0 - 0.5
-
-
-class BitwiseOr(Eltwise):
-    """Inclusive or of 8-bit codes; units as `BitwiseXor`."""
-
-    def combine(self, a, b):
-        return torch.bitwise_or(_bits(a), _bits(b)).to(a.dtype) / 256.0 - 0.5
-
-
-class Empty(nn.Module):
-    """Gives back its input: stands in networks where a layer may be absent."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x

@@ -1,20 +1,20 @@
-"""The graph of a network: which calls its `forward` makes, in which order, and what each reads (by torch.fx)."""
+"""The graph of a network: which calls its `forward` makes in evaluation mode, in which order, and what each reads (by torch.fx)."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from qatlib.ai8x.eltwise import Eltwise
 from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.wording import SOFTWARE, advice
 
-_KINDS = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
-    **dict.fromkeys(("flatten", "Flatten"), "flatten"),
-    **dict.fromkeys(("view", "reshape"), "view"),
-}
+_KINDS = dict.fromkeys(("cat", "concat", "concatenate"), "cat") | dict.fromkeys(("flatten", "Flatten"), "flatten")
+_KINDS |= dict.fromkeys(("view", "reshape"), "view")
 # what reads of a tensor only its shape or kind, and what takes values from its first operand alone: no scale flows there
 _DESCRIBES = {"size", "dim", "numel", "nelement", "ndimension", "get_device", "is_contiguous", "stride"}
 _TENSORS = {"T", "mT", "H", "mH", "data", "real"}  # attributes of a tensor that hold its values
@@ -28,7 +28,7 @@ class Node:
     `inputs` are the nodes whose values it reads: x.size(0), x.shape and zeros_like(x) read none.
 
     `kind` is input, layer, eltwise, cat, flatten, view or other; `target` the class or function called; `axis` that of a cat
-    (batch included); `shape` that of the output without the batch, where `trace` was given an input shape.
+    (batch included); `shape` that of the output without the batch, None where it is not known.
     """
 
     name: str
@@ -41,19 +41,29 @@ class Node:
 
 
 class Graph(list):
-    """The nodes of a network in execution order; `outputs` are the names of those it returns."""
+    """The nodes of a network in execution order; `outputs` names what it returns, `names` are of the nodes of `calls` on `root`."""
 
-    def __init__(self, nodes=(), outputs: tuple[str, ...] = ()):
+    def __init__(self, nodes=(), outputs: tuple[str, ...] = (), root=None, calls: fx.Graph | None = None, names=None):
         super().__init__(nodes)
-        self.outputs = outputs
-
-    def by_name(self) -> dict[str, Node]:
-        return {node.name: node for node in self}
+        self.outputs, self.root, self.calls, self.names = outputs, root, calls, names
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (QuantizationAwareModule, Eltwise)) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, (QuantizationAwareModule, Eltwise)) or type(m).__name__ in SOFTWARE
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        """Optional arguments are what a call without them makes of them: their defaults, not symbols."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        code, parameters = inspect.unwrap(root_fn).__code__, inspect.signature(inspect.unwrap(root_fn)).parameters
+        for i, name in list(enumerate(code.co_varnames[: len(args)]))[2:]:  # not self, and not the network's input
+            parameter = parameters[name]
+            default = {parameter.VAR_POSITIONAL: (), parameter.VAR_KEYWORD: {}}.get(parameter.kind, parameter.default)
+            if default is not parameter.empty:
+                self.graph.erase_node(args[i].node)
+                args[i] = default
+        return fn, args
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -67,30 +77,36 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def place(model: nn.Module) -> torch.Tensor:
+    """A tensor of the model (of no values, if it has none): its device and dtype are where and how the model computes."""
+    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    return next(tensors, torch.empty(0)).detach()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
+    """Evaluation mode, in full precision, without gradients; afterwards every module is in the mode it was in."""
+    training, kind = [module for module in model.modules() if module.training], place(model).device.type
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
             yield
     finally:
         for module in training:
             module.training = True
 
 
-def trace(model: nn.Module, input_shape: tuple | None = None) -> Graph:
-    """The execution graph of `model`, ai8x layers and element-wise operations being single nodes.
+def trace(model: nn.Module) -> Graph:
+    """The execution graph of `model` in evaluation mode, ai8x layers and element-wise operations being single nodes.
 
-    `input_shape` is (C, H, W) without batch (or a tuple of such, one per input): nodes then know their shape, and helper
-    nodes that hold no tensor (such as x.size(0)) are left out. Raises ValueError for a network that cannot be traced.
+    Raises ValueError for a network that cannot be traced. Shapes: `qatlib.chip.shapes.shaped`.
     """
     root = unwrap(model)
     if isinstance(root, (QuantizationAwareModule, Eltwise)):
         root = nn.Sequential(root)
     try:
-        traced = fx.GraphModule(root, _Tracer().trace(root))
+        with evaluating(root):
+            calls = Tracer().trace(root)
     except Exception as problem:
         reason = " ".join(str(problem).split())
         raise ValueError(
@@ -98,12 +114,44 @@ def trace(model: nn.Module, input_shape: tuple | None = None) -> Graph:
             "values or shapes: move the decision into __init__, or use only ai8x layers and torch functions"
         ) from problem
     modules = dict(root.named_modules())
-    names = _unique_names(traced.graph, modules)
-    nodes = [_node(n, names, modules) for n in traced.graph.nodes if n.op != "output"]
-    if input_shape is not None:
-        nodes = _with_shapes(traced, names, nodes, input_shape)
-    result = next(n for n in traced.graph.nodes if n.op == "output")
-    return Graph(nodes, tuple(_inputs(result, names)))
+    names = _unique_names(calls, modules)
+    nodes = [_node(n, names, modules) for n in calls.nodes if n.op != "output"]
+    result = next(n for n in calls.nodes if n.op == "output")
+    return Graph(nodes, tuple(_inputs(result, names)), root, calls, names)
+
+
+def require_same(graph: Graph, model: nn.Module, *inputs: torch.Tensor) -> None:
+    """Raise ValueError unless the traced graph computes what the call `model(*inputs)` does."""
+    with evaluating(graph.root):
+        run = fx.Interpreter(graph.root, graph=graph.calls).run  # clones: a network may write into its input
+        results = [network(*(x.clone() for x in inputs)) for network in (run, model)]
+    traced, called = ([t for t in tree_leaves(result) if isinstance(t, torch.Tensor)] for result in results)
+    if len(traced) != len(called) or not all(map(same, traced, called)):
+        raise ValueError(
+            f"the graph of {type(model).__name__} computes something else than its call: its forward asks Python questions that "
+            "only tensors answer rightly (isinstance, hasattr), or draws random numbers; decide in __init__, or by its arguments"
+        )
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal; on other processors than CPUs, where two runs may differ, nearly so (TF32 keeps 11 bits)."""
+    a, b = a.nan_to_num(), b.nan_to_num()
+    near = b.device.type != "cpu" and a.shape == b.shape and bool((a - b).abs().max() <= 2**-10 * b.abs().max())
+    return torch.equal(a, b) or near
+
+
+def foreign(graph: Graph) -> dict[str, str]:
+    """Operations on values that are not ai8x's although a layer reads what they give: node name -> a sentence with the remedy."""
+    found, values = {}, set()  # values: not sizes, such as x.size(0) * 2
+    for node in graph:
+        values.update([node.name] if node.kind == "input" or values.intersection(node.inputs) else [])
+    read = {name for node in graph if node.kind in ("layer", "eltwise") for name in node.inputs}
+    for node in reversed(graph):
+        if node.name in read & values and node.kind not in ("layer", "eltwise", "input"):
+            read.update(node.inputs)
+            if advised := advice(node.target):
+                found[node.name] = f"{node.name} ({node.target}) is no ai8x layer: neither quantized nor on the chip; {advised}"
+    return {node.name: found[node.name] for node in graph if node.name in found}
 
 
 def _called(n: fx.Node, modules: dict) -> str:
@@ -149,31 +197,3 @@ def _node(n: fx.Node, names: dict, modules: dict) -> Node:
     if kind == "cat":
         axis = n.kwargs.get("dim", n.kwargs.get("axis", n.args[1] if len(n.args) > 1 else 0))
     return Node(names[n], kind, tuple(_inputs(n, names, called)), n.target if module is not None else "", called, axis)
-
-
-def _with_shapes(traced: fx.GraphModule, names: dict, nodes: list[Node], input_shape: tuple) -> list[Node]:
-    inputs = [n for n in traced.graph.nodes if n.op == "placeholder" and not n.args]
-    shapes = input_shape if input_shape and isinstance(input_shape[0], (tuple, list)) else (input_shape,) * len(inputs)
-    if not all(shape and all(isinstance(n, int) and n > 0 for n in shape) for shape in shapes):
-        raise ValueError(f"input_shape is {tuple(input_shape)}; give whole numbers above 0, (C, H, W) without batch")
-    if len(shapes) != len(inputs):
-        raise ValueError(f"input_shape {input_shape} is of {len(shapes)} inputs, the network has {len(inputs)}; give each one")
-    like = next(traced.parameters(), torch.empty(0))
-    found: dict[str, tuple] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n):
-            value = super().run_node(n)
-            first = value[0] if isinstance(value, (tuple, list)) and value else value  # what split and chunk give
-            if isinstance(first, torch.Tensor):
-                found[names[n]] = tuple(first.shape[1:])
-            return value
-
-    try:
-        with evaluating(traced):
-            Recorder(traced).run(*(torch.zeros(1, *shape, device=like.device) for shape in shapes))
-    except Exception as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise ValueError(f"the network does not accept inputs of shape {tuple(input_shape)} (without batch): {reason}") from None
-    tensors = [node for node in nodes if node.name in found]
-    return [replace(n, shape=found[n.name], inputs=tuple(i for i in n.inputs if i in found)) for n in tensors]

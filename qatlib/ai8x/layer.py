@@ -4,16 +4,15 @@ Arithmetic of QATv2 (ai8x-training, `ai8x.py`), to the last bit; section numbers
 In every mode 1.0 is 128 integer codes. Modes: float (bits 0), QAT (bits 1, 2, 4 or 8), and simulate (the chip's integers).
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from qatlib.ai8x import mode as target
-from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, round_half_up, straight_through, weight_codes
+from qatlib.ai8x.shift import SHIFT_LIMIT, shift_of_both, shift_operator
+from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, fused, round_half_up, straight_through, weight_codes
 
-SHIFT_LIMIT = 15
-_FUNCTIONS = {nn.Conv2d: F.conv2d, nn.Conv1d: F.conv1d}
+_FUNCTIONS = ((nn.Linear, F.linear), (nn.ConvTranspose2d, F.conv_transpose2d), (nn.Conv2d, F.conv2d), (nn.Conv1d, F.conv1d))
 _ACTIVATIONS = {"ReLU": F.relu, "Abs": torch.abs}
 _STATE = (
     ("output_shift", [0.0], torch.float32),
@@ -28,32 +27,11 @@ _STATE = (
 )
 
 
-def quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """`torch.quantile(values, q)` of a flat tensor, to the last bit, by selection instead of sorting (shape (1,))."""
-    if q == 1.0:
-        return values.max().reshape(1)
-    rank = np.float32(q) * np.float32(values.numel() - 1)
-    below, above = int(np.floor(rank)), int(np.ceil(rank))
-    if values.device.type == "cpu":  # NumPy's selection is several times faster than topk and kthvalue
-        ordered = torch.from_numpy(np.partition(values.detach().numpy(), below))
-    else:
-        ordered = values.sort().values
-    low = ordered[below]
-    high = ordered[above:].min() if above > below else low
-    weight = torch.tensor(float(rank - np.float32(below)), dtype=values.dtype, device=values.device)
-    return torch.lerp(low, high, weight).reshape(1)
-
-
-def _shift(limit: torch.Tensor) -> torch.Tensor:
-    return -torch.floor(torch.log2(1.0 / limit)).clamp(-SHIFT_LIMIT, SHIFT_LIMIT)
-
-
-def calc_weight_shift(values: torch.Tensor, shift_quantile: float = 1.0) -> torch.Tensor:
-    """log2 of the power of two that brings the weights into +-1: -clamp(floor(log2(1 / quantile(|values|))), -15, 15).
-
-    A limit of exactly 2^n gives n (the largest weight then saturates by one code); all zero gives -15. Shape (1,), float32.
-    """
-    return _shift(quantile(values.abs(), shift_quantile))
+def require_precise(weight: torch.Tensor, name: str = "this layer") -> None:
+    """Raise ValueError for weights in half precision, in which codes and sums would not be exact."""
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} has {weight.dtype} weights, but quantization needs float32; call model.float() (for mixed "
+                         "precision keep float32 weights and use torch.autocast)")  # fmt: skip
 
 
 class QuantizationAwareModule(nn.Module):
@@ -68,8 +46,8 @@ class QuantizationAwareModule(nn.Module):
         super().__init__()
         self.pooling, self.activation, self.wide = pooling, activation, wide
         for name, value, dtype in _STATE:
-            setattr(self, name, nn.Parameter(torch.tensor(value, dtype=dtype), requires_grad=False))
-        self._host_values: dict = {}
+            self.register_buffer(name, torch.tensor(value, dtype=dtype))  # no parameter: nothing trains, averages or sums it
+        self._values, self._versions = {}, {}  # of these, as Python numbers, and which version of the tensor each was read from
         self.pool, self.op, self.bn = pool, op, bn
         self.init_module(weight_bits, bias_bits, quantize_activation, clamp_activation, shift_quantile)
 
@@ -100,36 +78,51 @@ class QuantizationAwareModule(nn.Module):
         self.set_functions()
 
     def set_functions(self) -> None:
-        """Re-read every parameter, also those replaced through `.data` (which no version counter notices)."""
-        self._host_values.clear()
+        """Re-read the state, also what was written through `.data` (which no version counter notices), and how to round means."""
+        self._reread()
         if self.pooling == "Avg":
             self.round_avg = target.dev.round_avg
 
+    def _reread(self) -> None:
+        if not self.weight_bits.is_meta:
+            self._values.update({name: getattr(self, name).item() for name, _, _ in _STATE})  # for compiled code
+        self._versions.clear()
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._reread()
+
     def __getstate__(self):
-        return self.__dict__ | {"_host_values": {}}
+        return self.__dict__ | {"_values": dict(self._values), "_versions": {}}
 
     def _host(self, name: str):
-        """A one-element parameter as a Python number, copied from its device only when it has changed."""
-        parameter = getattr(self, name)
-        version = (parameter.data_ptr(), parameter._version)
-        cached = self._host_values.get(name)
-        if cached is None or cached[0] != version:
-            cached = self._host_values[name] = (version, parameter.item())
-        return cached[1]
+        """A state tensor as a Python number, copied from its device only when it has changed; a constant of compiled code."""
+        if not torch.compiler.is_compiling():
+            state = getattr(self, name)
+            version = None if state.is_inference() else (state.data_ptr(), state._version)
+            if version is None or self._versions.get(name) != version:
+                self._values[name], self._versions[name] = state.item(), version
+        return self._values[name]
 
     # --- shifts -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def weight_shift(self) -> torch.Tensor:
         """log2 of the weight scale's inverse, shape (1,): stored when simulating or not in QAT, else from the weights now."""
+        return self._shift_of(*self._weights())
+
+    def _shift_of(self, weight, bias):
         if not self._host("adjust_output_shift"):
             return self.output_shift.detach()
-        tensors = [t.detach().flatten() for t in (self.op.weight, self.op.bias) if t is not None]
-        share = self._host("shift_quantile")
-        if share == 1.0:
-            largest = [t.abs().amax(dim=0, keepdim=True) for t in tensors]
-            return _shift(torch.maximum(largest[0], largest[-1]))
-        return calc_weight_shift(torch.cat(tensors), share)
+        find = shift_operator if torch.compiler.is_compiling() else shift_of_both
+        return find(weight, bias, self._host("shift_quantile"))
+
+    def _weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias as they are now: `torch.nn.utils.prune` and its kind compute them in hooks of `op`, never called here."""
+        for hook in self.op._forward_pre_hooks.values():
+            if hasattr(hook, "apply_mask") or hasattr(hook, "compute_weight"):
+                hook(self.op, ())
+        return self.op.weight, self.op.bias
 
     def effective_shift(self) -> torch.Tensor:
         """log2 of the factor between accumulator and output, shape (1,): clamp(weight_shift - activation_threshold, -15, 15)."""
@@ -148,13 +141,34 @@ class QuantizationAwareModule(nn.Module):
             raise ValueError("this layer has no quantized weight (weight_bits 0); call initiate_qat first")
         if target.dev.simulate:
             raise ValueError("in simulate the weights are integer codes already; read op.weight, or set_device(simulate=False)")
-        bias, shift = self.op.bias, self.weight_shift()
-        return weight_codes(self.op.weight, bits, shift), None if bias is None else weight_codes(bias, bias_bits, shift)
+        weight, bias = self._weights()
+        shift = self._shift_of(weight, bias)
+        return weight_codes(weight, bits, shift), None if bias is None else weight_codes(bias, bias_bits, shift)
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Real values (simulate: integer codes) through pool, operation, shift, activation, rounding and clamp, in that order."""
+        """Real values (simulate: integer codes) through pool, operation, shift, activation, rounding and clamp, in that order.
+
+        Inside autocast a quantized layer computes in float32, which holds its sums. ValueError for weights in half precision.
+        """
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            self.__prepare_scriptable__()
+        if target.dev.simulate or self._host("quantize_activation"):
+            kind = self.weight_bits.device.type
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return self._forward(x.float())
+        return self._forward(x)
+
+    def __prepare_scriptable__(self):
+        """What torch.jit.script calls first."""
+        raise ValueError(
+            "torch.jit and torch.onnx.export cannot write ai8x layers, whose shifts depend on exact logarithms; use "
+            "qatlib.export.onnx_graph.export_onnx(model, path), which gives the chip's integers, or torch.export"
+        )
+
+    def _forward(self, x):
         if self.pool is not None:
             x = self._pool(x)
         if self.op is None:
@@ -173,26 +187,28 @@ class QuantizationAwareModule(nn.Module):
 
     def _apply_op(self, x, weight, bias):
         op = self.op
-        if isinstance(op, nn.Linear):
+        function = next(f for cls, f in _FUNCTIONS if isinstance(op, cls))
+        if function is F.linear:
             return F.linear(x, weight, bias)
-        if isinstance(op, nn.ConvTranspose2d):
+        if function is F.conv_transpose2d:
             return F.conv_transpose2d(x, weight, bias, op.stride, op.padding, op.output_padding, op.groups, op.dilation)
-        return _FUNCTIONS[type(op)](x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
+        return function(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
 
     def _train(self, x):
         """Float and QAT: the output scale is a power of two, so it is multiplied into the few weights, not the many outputs."""
-        weight, bias, gain = self.op.weight, self.op.bias, None
+        (weight, bias), gain = self._weights(), None
         if bits := self._host("weight_bits"):
+            require_precise(weight)
             with torch.no_grad():
-                shift = self.weight_shift()
+                shift = self._shift_of(weight, bias)
                 scale, gain = torch.exp2(-shift), self._gain(shift)
                 in_weights = gain if self.bn is None and not self.wide else torch.ones_like(gain)
             if bias is not None and self._host("bias_bits") == bits:
-                weight, bias = FusedWeightQuantize.apply(scale, in_weights, bits, weight, bias)
+                weight, bias = fused(FusedWeightQuantize, scale, in_weights, bits, weight, bias)
             else:
-                (weight,) = FusedWeightQuantize.apply(scale, in_weights, bits, weight)
+                (weight,) = fused(FusedWeightQuantize, scale, in_weights, bits, weight)
                 if bias is not None:
-                    (bias,) = FusedWeightQuantize.apply(scale, in_weights, self._host("bias_bits"), bias)
+                    (bias,) = fused(FusedWeightQuantize, scale, in_weights, self._host("bias_bits"), bias)
             if in_weights is gain:
                 gain = None
         elif self._host("activation_threshold") or self._host("output_shift"):
@@ -211,7 +227,7 @@ class QuantizationAwareModule(nn.Module):
             if self.activation == "Abs":
                 x = x.abs()
             factor, q_min, q_max = (2.0**14, -(2.0**29), 2.0**29) if self.wide else (128.0, -128.0, 127.0)
-            return FusedQuantize.apply(x, factor, q_min, q_max, self.activation == "ReLU", final)
+            return fused(FusedQuantize, x, factor, q_min, q_max, self.activation == "ReLU", final)
         if self.activation:
             x = _ACTIVATIONS[self.activation](x)
         if self._host("clamp_activation"):

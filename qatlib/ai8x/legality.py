@@ -5,44 +5,7 @@ gives one warning; the fit meter and every export treat that as an error. Source
 Networks". Every `check_...` raises ValueError or TypeError with the value, the rule and the remedy.
 """
 
-import sys
-import warnings
-from operator import index
-
-
-def pair(name: str, value) -> tuple[int, int]:
-    """(rows, columns) of a whole number or a pair of such."""
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(_is_whole(v) for v in both):
-        raise TypeError(f"{name}={value!r} is neither a whole number nor a pair of such; give one, such as 1 or (1, 1)")
-    return index(both[0]), index(both[1])
-
-
-def _is_whole(value) -> bool:
-    try:
-        index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
-
-
-def _whole(name: str, value) -> int:
-    if not _is_whole(value):
-        raise TypeError(f"{name}={value!r} is no whole number; give one, such as 1")
-    return index(value)
-
-
-def _require(ok: bool, rule: str, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{rule}; {remedy}")
-
-
-def warn(message: str) -> None:
-    """Warn at the line that builds the layer, however many constructors lie between."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("qatlib.ai8x."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+from qatlib.wording import is_whole, pair, require, whole
 
 
 def let_through(kind: str, kernel, stride, dilation, groups: int, c_in: int, c_out: int) -> list[tuple[str, str]]:
@@ -50,54 +13,44 @@ def let_through(kind: str, kernel, stride, dilation, groups: int, c_in: int, c_o
 
     `kind` is conv2d, conv_transpose2d or conv1d; kernel, stride and dilation are tuples with one entry for each dimension.
     """
+    size = min(kernel)
     rules = (
-        (
-            kind == "conv2d" and max(stride) != 1,
-            f"the chip runs 2D convolutions with stride 1 only, not {max(stride)}",
-            "pool in front, or fold the input",
-        ),
-        (
-            kind == "conv_transpose2d" and min(kernel) != 3,
-            f"the chip runs transposed convolutions with 3x3 kernels only, not {min(kernel)}x{min(kernel)}",
-            "use kernel_size=3",
-        ),
-        (
-            kind == "conv1d" and max(kernel) > 3 and max(dilation) > 1,
-            f"the chip dilates 1D kernels of at most 3, not of {max(kernel)}",
-            "use a kernel_size of at most 3, or dilation=1",
-        ),
-        (
-            groups != 1 and not groups == c_in == c_out,
-            f"the chip runs ordinary and depthwise convolutions only, not groups={groups} of {c_in} to {c_out} channels",
-            "use groups=1, or groups=in_channels=out_channels",
-        ),
-    )
+        (kind == "conv2d" and max(stride) != 1,
+         f"the chip runs 2D convolutions with stride 1 only, not {max(stride)}", "pool in front, or fold the input"),
+        (kind == "conv_transpose2d" and size != 3,
+         f"the chip runs transposed convolutions with 3x3 kernels only, not {size}x{size}", "use kernel_size=3"),
+        (kind == "conv1d" and max(kernel) > 3 and max(dilation) > 1,
+         f"the chip dilates 1D kernels of at most 3, not of {max(kernel)}", "use a kernel_size of at most 3, or dilation=1"),
+        (groups != 1 and not groups == c_in == c_out,
+         f"the chip runs ordinary and depthwise convolutions only, not groups={groups} of {c_in} to {c_out} channels",
+         "use groups=1, or groups=in_channels=out_channels"),
+    )  # fmt: skip
     return [(rule, remedy) for broken, rule, remedy in rules if broken]
 
 
 def check_choice(name: str, value, choices: tuple) -> None:
     """`value` is one of `choices`."""
-    _require(value in choices, f"{name}={value!r} is unknown", f"choose one of {', '.join(map(repr, choices))}")
+    require(value in choices, f"{name}={value!r} is unknown", f"choose one of {', '.join(map(repr, choices))}")
 
 
 def check_something_to_do(pooling, kernel_size) -> None:
     """A layer without a kernel (kernel_size=None) is pooling only, so it needs `pooling`."""
-    _require(pooling is not None or kernel_size is not None, "kernel_size=None without pooling", "give one of the two")
+    require(pooling is not None or kernel_size is not None, "kernel_size=None without pooling", "give one of the two")
 
 
 def check_channels(*counts) -> None:
     """Every count is a whole number above 0."""
     for count in counts:
-        whole = _is_whole(count) and count > 0
-        _require(whole, f"channels and groups {counts}: {count!r} is no count", "use whole numbers above 0")
+        whole = is_whole(count) and count > 0
+        require(whole, f"channels and groups {counts}: {count!r} is no count", "use whole numbers above 0")
 
 
 def check_common(activation, wide: bool, batchnorm, bias: bool) -> None:
     """What holds for every layer: known activation and batch norm, no activation behind a wide output, a bias to fuse into."""
     check_choice("activation", activation, (None, "ReLU", "Abs"))
     check_choice("batchnorm", batchnorm, (None, "Affine", "NoAffine"))
-    _require(not (wide and activation), f"a wide layer cannot have activation={activation!r}", "drop one of the two")
-    _require(bool(bias) or batchnorm is None, "batch normalisation needs bias=True", "starting QAT folds it into weight and bias")
+    require(not (wide and activation), f"a wide layer cannot have activation={activation!r}", "drop one of the two")
+    require(bool(bias) or batchnorm is None, "batch normalisation needs bias=True", "starting QAT folds it into weight and bias")
 
 
 def check_pooling(device: int, pooling, size, stride, dilation, strides_equal: bool = True) -> None:
@@ -106,11 +59,11 @@ def check_pooling(device: int, pooling, size, stride, dilation, strides_equal: b
     if pooling is None:
         return
     size, stride, dilation = pair("pool_size", size), pair("pool_stride", stride), pair("pool_dilation", dilation)
-    _require(all(1 <= s <= 16 for s in size), f"pool_size={size} is not in 1..16", "pool in two steps")
-    _require(all(1 <= s <= 16 for s in stride), f"pool_stride={stride} is not in 1..16", "pool in two steps")
-    _require(not strides_equal or stride[0] == stride[1], f"pool_stride={stride} differs by dimension", "use one stride for both")
+    require(all(1 <= s <= 16 for s in size), f"pool_size={size} is not in 1..16", "pool in two steps")
+    require(all(1 <= s <= 16 for s in stride), f"pool_stride={stride} is not in 1..16", "pool in two steps")
+    require(not strides_equal or stride[0] == stride[1], f"pool_stride={stride} differs by dimension", "use one stride for both")
     highest = 16 if device == 87 and pooling == "Max" else 1
-    _require(all(1 <= d <= highest for d in dilation), f"pool_dilation={dilation} is not in 1..{highest} on device {device}",
+    require(all(1 <= d <= highest for d in dilation), f"pool_dilation={dilation} is not in 1..{highest} on device {device}",
              "dilated max pooling needs device 87")  # fmt: skip
 
 
@@ -118,32 +71,32 @@ def check_conv2d(device: int, transposed: bool, kernel, stride, padding, dilatio
     """Kernels of 1x1 and 3x3, padding 0..2, no dilation, groups on device 87; stride 1..3, transposed 2."""
     kernel, stride = pair("kernel_size", kernel), pair("stride", stride)
     padding, dilation = pair("padding", padding), pair("dilation", dilation)
-    _require(kernel in ((1, 1), (3, 3)), f"kernel_size={kernel} does not exist on the chip", "use 1 or 3 (two 3x3 layers see 5x5)")
-    _require(padding[0] == padding[1] and 0 <= padding[0] <= 2, f"padding={padding} is not in 0..2", "use 0, 1 or 2")
-    _require(dilation == (1, 1), f"dilation={dilation} is not supported", "use 1; pool first to see further")
-    _require(groups == 1 or device == 87, f"groups={groups} needs device 87", "use groups=1, or set_device(87)")
+    require(kernel in ((1, 1), (3, 3)), f"kernel_size={kernel} does not exist on the chip", "use 1 or 3 (two 3x3 layers see 5x5)")
+    require(padding[0] == padding[1] and 0 <= padding[0] <= 2, f"padding={padding} is not in 0..2", "use 0, 1 or 2")
+    require(dilation == (1, 1), f"dilation={dilation} is not supported", "use 1; pool first to see further")
+    require(groups == 1 or device == 87, f"groups={groups} needs device 87", "use groups=1, or set_device(87)")
     if transposed:
-        _require(stride == (2, 2), f"a transposed convolution has stride 2, not {stride}", "pass stride=2")
+        require(stride == (2, 2), f"a transposed convolution has stride 2, not {stride}", "pass stride=2")
         return
-    _require(stride[0] == stride[1] and 1 <= stride[0] <= 3, f"stride={stride} is not in 1..3", "use stride 1 and pool in front")
-    _require(pooling is None or stride == (1, 1), f"stride={stride} together with pooling", "use stride 1; the pool has its own")
+    require(stride[0] == stride[1] and 1 <= stride[0] <= 3, f"stride={stride} is not in 1..3", "use stride 1 and pool in front")
+    require(pooling is None or stride == (1, 1), f"stride={stride} together with pooling", "use stride 1; the pool has its own")
 
 
 def check_conv1d(device: int, channels: int, kernel: int, stride: int, padding: int, dilation: int, groups: int) -> None:
     """Kernels of 1..9, stride 1, padding 0..2, and a dilated kernel that spans at most 9 (or is short and not padded)."""
     numbers = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    kernel, stride, padding, dilation = (_whole(name, value) for name, value in numbers.items())
-    _require(1 <= kernel <= 9, f"kernel_size={kernel} is not in 1..9", "use two layers")
-    _require(stride == 1, f"stride={stride} is not supported in 1D", "use stride 1 and pool in front")
+    kernel, stride, padding, dilation = (whole(name, value) for name, value in numbers.items())
+    require(1 <= kernel <= 9, f"kernel_size={kernel} is not in 1..9", "use two layers")
+    require(stride == 1, f"stride={stride} is not supported in 1D", "use stride 1 and pool in front")
     highest = 0 if device == 87 and channels > 64 else 2
-    _require(0 <= padding <= highest, f"padding={padding} is not in 0..{highest}", "pad the input, or use fewer channels")
+    require(0 <= padding <= highest, f"padding={padding} is not in 0..{highest}", "pad the input, or use fewer channels")
     fits = (kernel - 1) * dilation < 9 or (padding == 0 and kernel <= 3)
-    _require(fits, f"dilation={dilation} with kernel_size={kernel}, padding={padding}", "use kernel_size <= 3 without padding")
-    _require(groups == 1 or device == 87, f"groups={groups} needs device 87", "use groups=1, or set_device(87)")
+    require(fits, f"dilation={dilation} with kernel_size={kernel}, padding={padding}", "use kernel_size <= 3 without padding")
+    require(groups == 1 or device == 87, f"groups={groups} needs device 87", "use groups=1, or set_device(87)")
 
 
 def check_linear(inputs: int, outputs: int) -> None:
     """At most 1024 inputs and outputs."""
-    inputs, outputs = _whole("in_features", inputs), _whole("out_features", outputs)
-    _require(1 <= inputs <= 1024, f"in_features={inputs} is not in 1..1024", "pool further before flattening")
-    _require(1 <= outputs <= 1024, f"out_features={outputs} is not in 1..1024", "split the layer")
+    inputs, outputs = whole("in_features", inputs), whole("out_features", outputs)
+    require(1 <= inputs <= 1024, f"in_features={inputs} is not in 1..1024", "pool further before flattening")
+    require(1 <= outputs <= 1024, f"out_features={outputs} is not in 1..1024", "split the layer")

@@ -5,6 +5,8 @@ The vendor runs the sequence in train.py at `start_epoch`. Every deviation from 
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from tqdm.auto import tqdm
 
 from qatlib.ai8x import mode as target
 from qatlib.ai8x.eltwise import Eltwise
-from qatlib.ai8x.graph import evaluating, trace, unwrap
-from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.ai8x.graph import evaluating, place, require_same, trace, unwrap
+from qatlib.ai8x.layer import QuantizationAwareModule, require_precise
 from qatlib.ai8x.policy import QATPolicy, load_policy
 from qatlib.ai8x.scales import apply_scales
 from qatlib.ai8x.statistics import init_hist, init_threshold, release_hist
@@ -25,6 +27,38 @@ def layers(m: nn.Module) -> dict[str, QuantizationAwareModule]:
     if not isinstance(m, nn.Module):
         raise TypeError(f"the model is a {type(m).__name__}; give a torch module")
     return {name: layer for name, layer in unwrap(m).named_modules() if isinstance(layer, QuantizationAwareModule)}
+
+
+def check_weights(m: nn.Module) -> None:
+    """Raise ValueError, naming the layer, for weights that are computed from others, or in half precision."""
+    for name, layer in layers(m).items():
+        if layer.op is None:
+            continue
+        if layer.op.weight is not layer.op._parameters.get("weight"):
+            raise ValueError(
+                f"{name}: its weights are computed from others (prune, weight_norm, spectral_norm); make them final first, with "
+                "torch.nn.utils.prune.remove(layer.op, 'weight'), remove_weight_norm, remove_spectral_norm, or "
+                "parametrize.remove_parametrizations(layer.op, 'weight')"
+            )
+        require_precise(layer.op.weight, name)
+
+
+@contextmanager
+def all_or_nothing(m: nn.Module) -> Iterator[None]:
+    """Whatever is raised inside, also by Ctrl-C, leaves `m` as it was: parameters, batch norms, clamps."""
+    kept = [(module, vars(module).copy(), module._modules.copy()) for module in m.modules()]
+    values = [(tensor, tensor.detach().clone()) for tensor in (*m.parameters(), *m.buffers())]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for module, attributes, children in kept:
+            vars(module).update(attributes)
+            module._modules.update(children)
+        update_model(m)
+        raise
 
 
 @torch.no_grad()
@@ -40,7 +74,8 @@ def fuse_bn_layers(m: nn.Module, vendor_exact: bool = False) -> None:
             continue
         bn, op = layer.bn, layer.op
         if bn.running_mean is None:
-            raise ValueError(f"{name}: its batch normalisation has no running statistics; set track_running_stats=True")
+            raise ValueError(f"{name}: its batch normalisation has no running statistics; build it with track_running_stats=True "
+                             "and let it see data in training mode")  # fmt: skip
         r = torch.rsqrt(bn.running_var + bn.eps)
         gamma = torch.ones_like(r) if bn.weight is None else bn.weight
         beta = torch.zeros_like(r) if bn.bias is None else bn.bias
@@ -58,21 +93,21 @@ def _scaled_channels(op: nn.Module, factor: torch.Tensor, vendor_exact: bool) ->
     return w * factor.view(-1, *[1] * (w.dim() - 1))
 
 
-def pre_qat(model: nn.Module, train_loader, qat_policy, progress: bool = False, vendor_exact: bool = False) -> None:
+def pre_qat(model: nn.Module, train_loader, args=None, qat_policy=None, progress: bool = False, vendor_exact: bool = False) -> None:
     """Measure all activations over `train_loader` (one pass, evaluation mode), set thresholds, and apply scales.
 
-    The loader yields inputs or (inputs, ...) tuples, which move to the model's device. `qat_policy` is a dict, a YAML file
-    or the vendor's `args`. The float function does not change; a warning tells if it does. Training mode is restored
-    (the vendor leaves evaluation mode).
-    Raises ValueError for an empty loader, for inputs beyond -1..1 (the vendor, `vendor_exact` and simulate do not look), and
-    for a model whose scales were applied before.
+    The loader yields inputs or (inputs, ...) tuples, which move to the model's device. The policy, a dict or a YAML file, may
+    be in the third place or, as the vendor's, in the fourth, behind its `args` (which also does alone). The float function does
+    not change; a warning tells if it does. Training mode is restored (the vendor leaves evaluation mode).
+    Raises ValueError for an empty loader, inputs beyond -1..1 (unless `vendor_exact` or simulating), and scales applied before.
     """
-    policy, model = load_policy(qat_policy), unwrap(model)
+    policy, model = load_policy(args if qat_policy is None else qat_policy), unwrap(model)
     policy.check_names(layers(model))
+    check_weights(model)
     if not vendor_exact:
         _refuse_second(model)
     trace(model)  # a network that cannot be traced is refused before the long pass
-    with evaluating(model):
+    with all_or_nothing(model), evaluating(model):
         sample, before = _measure(model, train_loader, policy, progress, vendor_exact)
         apply_scales(model, vendor_exact)
         after = model(sample)
@@ -82,39 +117,46 @@ def pre_qat(model: nn.Module, train_loader, qat_policy, progress: bool = False, 
 
 def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exact: bool):
     """Set the thresholds; return the last batch and what the network made of it."""
-    device, sample, output = next(model.parameters()).device, None, None
+    device, sample, output = place(model).device, None, None
     init_hist(model)
     try:
         for batch in tqdm(train_loader, desc="activation statistics", disable=not progress, leave=False):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            sample = _checked_input(inputs).to(device)
-            if not vendor_exact and not target.dev.simulate:
-                _check_range(sample)
-            output = _output(model, sample)
+            sample = batch[0] if isinstance(batch, (tuple, list)) else batch
+            _check_input(sample, look=not vendor_exact and not target.dev.simulate)
+            sample = sample.to(device)
+            first, output = output is None, _output(model, sample)
+            if first:
+                require_same(trace(model), model, sample)
         if sample is None:
             raise ValueError("train_loader gave no batch; give it data (an iterator that was used up needs to be made again)")
+        if not vendor_exact:
+            _warn_of_unused(model)
         init_threshold(model, policy.outlier_removal_z_score, vendor_exact)
     finally:
         release_hist(model)
     return sample, output
 
 
-def _checked_input(inputs) -> torch.Tensor:
+def _warn_of_unused(model: nn.Module) -> None:
+    if unused := [name for name, layer in layers(model).items() if not layer.histograms]:
+        warnings.warn(
+            f"{', '.join(unused)}: never called in evaluation mode, so neither measured nor scaled, and wrong where training calls "
+            "it; let forward return it in evaluation mode, too, or delete it before QAT starts",
+            stacklevel=4,
+        )
+
+
+def _check_input(inputs, look: bool) -> None:
+    """The chip's input is 8-bit codes, so every real value is in -1..127/128. Exactly 1 is let through: it becomes 127/128."""
     if not isinstance(inputs, torch.Tensor) or inputs.is_complex():
         kind = getattr(inputs, "dtype", type(inputs).__name__)
-        raise TypeError(f"train_loader gave a {kind}; it must give tensors of real numbers, or tuples that start with one")
-    return inputs
-
-
-def _check_range(inputs: torch.Tensor) -> None:
-    """The chip's input is 8-bit codes, so every real value is in -1..127/128. Exactly 1 is let through: it becomes 127/128."""
-    if not inputs.numel():
-        return
-    low, high = torch.stack(torch.aminmax(inputs.detach())).tolist()
+        raise TypeError(f"train_loader gave a {kind}; it must give tensors of real numbers, or tuples that start with one; "
+                        "of dicts, give for example [batch['image'] for batch in train_loader]")  # fmt: skip
+    low, high = torch.stack(torch.aminmax(inputs.detach())).tolist() if look and inputs.numel() else (0, 0)
     if low < -1 or high > 1:
         raise ValueError(
-            f"train_loader gave inputs from {low:.4g} to {high:.4g}, but the network's must be in -1..1; use ai8x.normalize on "
-            "images of 0..1, or (x - 128) / 128 on bytes of 0..255, in training as well"
+            f"train_loader gave inputs from {low:.4g} to {high:.4g}, but the network's must be in -1..1; use "
+            "ai8x.normalize()(images) on images of 0..1, or (x - 128) / 128 on bytes of 0..255, in training as well"
         )
 
 
@@ -122,18 +164,19 @@ def _output(model: nn.Module, sample: torch.Tensor):
     try:
         return model(sample)
     except RuntimeError as problem:
-        reason = str(problem).splitlines()[0]
-        shape = tuple(sample.shape)
+        shape, reason = tuple(sample.shape), str(problem).splitlines()[0]
         raise ValueError(f"train_loader gave a batch of shape {shape}, which the network cannot read: {reason}") from problem
 
 
 def _refuse_second(model: nn.Module) -> None:
     for name, layer in layers(model).items():
+        if layer.weight_bits.is_inference():
+            raise ValueError(f"{name} was built in torch.inference_mode(), where nothing can be trained; build it outside")
         bits, threshold, final = layer.weight_bits.item(), layer.activation_threshold.item(), layer.final_scale.item()
         if bits or threshold or final:
             raise ValueError(
                 f"QAT has already started ({name}: weight_bits {bits}, activation_threshold {threshold:g}, final_scale {final:g}); "
-                "for other bits call initiate_qat with another policy, to start anew load the float checkpoint"
+                "for other bits call initiate_qat with another policy; to start anew, build the network again, with float weights"
             )
 
 
@@ -212,16 +255,19 @@ def update_optimizer(m: nn.Module, optimizer: torch.optim.Optimizer, vendor_exac
 def start_qat(model: nn.Module, train_loader, qat_policy, optimizer=None, progress: bool = True, vendor_exact: bool = False):
     """The whole way from float to QAT: fuse_bn_layers, pre_qat, update_optimizer, initiate_qat. Returns the optimizer (or None).
 
-    Policy and graph are checked before anything changes. `vendor_exact` goes to all four. Raises ValueError if QAT has already
-    started, and as `pre_qat` does.
+    All or nothing: whatever is refused, or interrupted, leaves the model as it was. `vendor_exact` goes to all four. Raises
+    ValueError if QAT has already started, where the device simulates, and as `pre_qat` and `update_optimizer` do.
     """
     policy = load_policy(qat_policy)
     policy.check_names(layers(model))
+    check_weights(model)
     _refuse_second(unwrap(model))
-    trace(model)
-    fuse_bn_layers(model, vendor_exact)
-    pre_qat(model, train_loader, policy, progress, vendor_exact)
-    if optimizer is not None:
-        optimizer = update_optimizer(model, optimizer, vendor_exact)
-    initiate_qat(model, policy)
+    if target.dev.simulate:
+        raise ValueError(f"the device simulates the chip; call ai8x.set_device({target.dev.device}) before QAT starts")
+    with all_or_nothing(unwrap(model)):
+        fuse_bn_layers(model, vendor_exact)
+        pre_qat(model, train_loader, policy, progress=progress, vendor_exact=vendor_exact)
+        if optimizer is not None:
+            optimizer = update_optimizer(model, optimizer, vendor_exact)
+        initiate_qat(model, policy)
     return optimizer

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from qatlib.ai8x.eltwise import Add, Sub
-from qatlib.ai8x.graph import Graph, Node, trace, unwrap
+from qatlib.ai8x.graph import Graph, Node, foreign, trace, unwrap
 from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.wording import OPS, SOFTWARE
 
-_PLAIN_OPS = {f"{op}{d}d" for op in ("Conv", "ConvTranspose", "conv", "conv_transpose") for d in (1, 2, 3)} | {"Linear", "linear"}
-_PLAIN_SUMS = {"add", "sub", "iadd", "isub", "add_", "sub_"}
+_PLAIN_OPS = {*OPS, *OPS.values(), *SOFTWARE, "conv3d", "Conv3d"}
 
 
 class Relations:
@@ -24,7 +24,6 @@ class Relations:
         self.prevs: dict[str, set[str]] = {}  # layer -> the nearest operations upstream of it
         self.concats: list[set[str]] = []  # operations that meet in one concatenation
         self.sums: list[tuple[str, set[str]]] = []  # (element-wise module, operations that meet in it)
-        self.unmeasured: list[str] = []  # sums written as a + b
         self.fixed: set[str] = set()
         reach: dict[str, set[str]] = {}  # node -> nearest operations at or upstream of it
         for node in graph:
@@ -46,8 +45,6 @@ class Relations:
             self.concats.append(upstream)
         elif isinstance(module, (Add, Sub)):
             self.sums.append((node.module, upstream))
-        elif node.target in _PLAIN_SUMS and len(upstream) > 1:
-            self.unmeasured.append(node.name)
         return upstream
 
 
@@ -62,7 +59,7 @@ def apply_scales(model: nn.Module, vendor_exact: bool = False) -> None:
     if isinstance(root, QuantizationAwareModule):
         root = nn.Sequential(root)
     modules = dict(root.named_modules())
-    relations = Relations(trace(root), modules)
+    relations = Relations(graph := trace(root), modules)
     equalise, rescale = (_equalise_vendor, _rescale_vendor) if vendor_exact else (_equalise, _rescale)
     thresholds = {name: modules[name].activation_threshold.item() for name in relations.prevs}
     for eltwise, members in relations.sums:  # the last sum wins
@@ -71,12 +68,8 @@ def apply_scales(model: nn.Module, vendor_exact: bool = False) -> None:
     rescale(relations, thresholds, modules)
     if not vendor_exact:
         _warn_about_outputs(relations, thresholds)
-        if relations.unmeasured:
-            warnings.warn(
-                f"{', '.join(relations.unmeasured)}: a sum or difference without a layer of its own is neither measured nor "
-                "clamped in QAT; use ai8x.Add() or ai8x.Sub()",
-                stacklevel=2,
-            )
+        for found in foreign(graph).values():
+            warnings.warn(found, stacklevel=2)
     for name in relations.prevs:
         modules[name].set_functions()
 

@@ -112,32 +112,32 @@ def _record(module, args, output):
         raise ValueError(f"{module.histogram_name}: {problem}") from None
 
 
-def init_hist(m: nn.Module) -> None:
-    """Record a histogram of every output of every layer and element-wise operation of `m` from now on.
+def init_hist(model: nn.Module) -> None:
+    """Record a histogram of every output of every layer and element-wise operation of `model` from now on.
 
     Only counts are kept: 8 KiB per call, whatever the batch. A layer that is called n times per batch adds n histograms.
     """
-    release_hist(m)
-    for name, module in measured_modules(m):
+    release_hist(model)
+    for name, module in measured_modules(model):
         module.histograms, module.histogram_name = [], name or type(module).__name__
         module.histogram_hook = module.register_forward_hook(_record)
 
 
-def release_hist(m: nn.Module) -> None:
+def release_hist(model: nn.Module) -> None:
     """Stop recording and forget the histograms."""
-    for _, module in measured_modules(m):
+    for _, module in measured_modules(model):
         if hasattr(module, "histogram_hook"):
             module.histogram_hook.remove()
             del module.histograms, module.histogram_name, module.histogram_hook
 
 
-def init_threshold(m: nn.Module, outlier_removal_z_score: float = 8.0, vendor_exact: bool = False) -> None:
-    """Set every `activation_threshold` of `m` from the histograms recorded since `init_hist`.
+def init_threshold(model: nn.Module, outlier_removal_z_score: float = 8.0, vendor_exact: bool = False) -> None:
+    """Set every `activation_threshold` of `model` from the histograms recorded since `init_hist`.
 
     Layers that were never called keep theirs. A layer whose outputs were all 0 gets threshold 0 and a warning; the vendor
     (and `vendor_exact`) sets -inf, silently, and the next layer's bias becomes infinite or NaN.
     """
-    for name, module in measured_modules(m):
+    for name, module in measured_modules(model):
         if not getattr(module, "histograms", None):
             continue
         threshold = log2_threshold(module.histograms, outlier_removal_z_score)

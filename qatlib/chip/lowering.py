@@ -10,10 +10,12 @@ from operator import index
 from torch import nn
 
 from qatlib.ai8x.eltwise import Add, Eltwise, Sub
-from qatlib.ai8x.graph import Graph, Node, trace, unwrap
-from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.ai8x.graph import Graph, Node, unwrap
+from qatlib.ai8x.layer import QuantizationAwareModule, require_precise
 from qatlib.ai8x.legality import let_through
 from qatlib.chip.operations import WEIGHTED, faults
+from qatlib.chip.shapes import shaped
+from qatlib.wording import advice
 
 KINDS = {nn.Conv2d: "conv2d", nn.Conv1d: "conv1d", nn.ConvTranspose2d: "conv_transpose2d", nn.Linear: "linear"}
 SAME = {"Dropout", "Dropout1d", "Dropout2d", "Identity", "dropout", "contiguous", "alias", "clone", "detach"}  # of the codes
@@ -68,8 +70,11 @@ def lower(model: nn.Module, input_shape=None) -> Lowered:
     Raises TypeError for what is no torch network, ValueError for one that cannot be traced or does not accept such inputs.
     """
     root = network(model)
+    for name, layer in root.named_modules():
+        if isinstance(layer, QuantizationAwareModule) and layer.op is not None:
+            require_precise(layer.op.weight, name)
     shape = shape_of_input(root, input_shape)
-    traced = trace(root, shape)
+    traced = shaped(root, shape)
     builder = _Builder(dict(root.named_modules()))
     for node in traced:
         builder.add(node)
@@ -90,7 +95,9 @@ class _Builder:
         if sum(node.kind == "input" for node in traced) != 1:
             found.append(f"{arch} has several inputs; a compact model has one: concatenate them outside the network")
         if not any(op["kind"] in WEIGHTED for op in self.ops):
-            found.append(f"{arch} has no ai8x layer; build it from ai8x.Conv2d, ai8x.FusedConv2dReLU and the like")
+            pools = any(op["kind"] == "pool" for op in self.ops)
+            what = "pools alone, so there is nothing to quantize" if pools else "no ai8x layer"
+            found.append(f"{arch} has {what}; build it from ai8x.Conv2d, ai8x.FusedConv2dReLU and the like")
         if not traced.outputs or any(name not in self.names for name in traced.outputs):
             found.append(f"{arch} returns something that is no tensor; return the outputs of layers, nothing else")
         return found
@@ -122,12 +129,12 @@ class _Builder:
             return self._refused(
                 node, f"concatenation along axis {node.axis}; the chip joins channels only: use torch.cat(..., dim=1)"
             )
-        if node.kind in ("flatten", "view") and operands:
+        if (node.kind in ("flatten", "view") or node.target in ("squeeze", "unsqueeze", "unflatten")) and operands:
             return self._reshaped(node, self.shapes[operands[0]])
         if operands and (node.target in SAME or node.target == "getitem" and self._is_refused(operands[0])):
             return None
         what = "slicing" if node.target == "getitem" else node.target
-        remedy = "use an ai8x layer for it (a Fused... layer for ReLU and pooling, ai8x.Add for +), or do it outside the network"
+        remedy = advice(node.target) or "use an ai8x layer for it, or do it outside the network"
         return self._refused(node, f"the chip cannot compute {what}; {remedy}")
 
     def _is_refused(self, name: str) -> bool:

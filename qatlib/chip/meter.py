@@ -160,9 +160,9 @@ def fit(model, input_shape: tuple[int, ...] | None = None, device: int | None = 
     ValueError for an unknown device or a network that cannot be traced.
     """
     if device is None:
-        from qatlib.ai8x.mode import current
+        from qatlib.ai8x import mode
 
-        device = current().device
+        device = mode.dev.device
     if device not in DEVICES:
         raise ValueError(f"device {device!r} is not supported; use 85 (MAX78000) or 87 (MAX78002)")
     layers = describe(model, input_shape)

@@ -4,7 +4,8 @@
     qatlib.diagnose(model, x)                      # in a notebook: a table, a verdict, remedies, lessons
     python -m qatlib.doctor runs/final.pth         # the same for a checkpoint
 
-`measure` collects facts of every layer, `rules` judges them, this module puts both into a `Diagnosis`.
+`measure` collects facts of every layer, `paths` those of the graph, `rules` judges them with the words of `advice`, and this module
+puts all into a `Diagnosis`.
 """
 
 import html
@@ -15,8 +16,12 @@ import torch
 from torch import nn
 
 from qatlib.ai8x import mode as device
+from qatlib.ai8x.graph import place
+from qatlib.chip.lowering import network
+from qatlib.doctor.advice import LESSONS, Finding
 from qatlib.doctor.measure import Measured, measure
-from qatlib.doctor.rules import LESSONS, Finding, findings
+from qatlib.doctor.paths import paths
+from qatlib.doctor.rules import findings
 from qatlib.wording import columns
 
 __all__ = ["Diagnosis", "Finding", "Measured", "diagnose"]
@@ -123,24 +128,35 @@ def _cells(row: Measured) -> dict[str, str]:
 def diagnose(model: nn.Module, x: torch.Tensor | None = None, history=None) -> Diagnosis:
     """Examine a network of ai8x layers in training mode (`simulate=False`).
 
-    `x`: a batch of inputs, real values as the network is meant to get them; without it only parameters are judged.
-    `history`: losses, or dicts with "loss", of the training so far, for the learning rate. Nothing is changed.
-    Raises TypeError for other things than modules and tensors, ValueError where no ai8x layer is found, where the device
-    simulates, or where the network cannot run on `x`.
+    `x`: a batch of inputs, real values as the network is meant to get them, best eight or more; without it only parameters and
+    graph are judged. `history`: losses, or dicts with "loss", of the training so far, for the learning rate. Nothing is changed.
+    A problem costs accuracy or will be refused by the exports; all else is a note. Raises TypeError for other things than modules
+    and tensors, ValueError where no ai8x layer is found, where the device simulates, for other dtypes than float32, or where the
+    network cannot run on `x`; one that cannot be traced is a finding.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; give a torch module (for files: python -m qatlib.doctor FILE)")
     if x is not None and not isinstance(x, torch.Tensor):
         raise TypeError(f"x is a {type(x).__name__}; give a float32 tensor, a batch of inputs")
-    if device.current().simulate:
-        raise ValueError("the device simulates the chip; call ai8x.set_device(85, simulate=False) before diagnosing")
+    chip = device.dev
+    if chip.simulate:
+        raise ValueError(f"the device simulates the chip; call ai8x.set_device({chip.device}, simulate=False) before diagnosing")
+    root = network(model)
+    _check_dtypes(root, x)
     try:
-        rows, output = measure(model, x)
-    except RuntimeError as problem:
-        shape = tuple(x.shape) if x is not None else ()
-        raise ValueError(f"the network cannot run on x of shape {shape}: {str(problem).splitlines()[0]}") from problem
+        rows, seen = measure(root, x)
+    except Exception as problem:  # whatever its forward raises
+        shape, reason = tuple(() if x is None else x.shape), (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"the network cannot run on x of shape {shape}: {reason}") from problem
     if not any(row.kind == "layer" for row in rows):
         raise ValueError("this network has no ai8x layer with weights; build it from qatlib.ai8x layers")
     losses = [float(row["loss"] if isinstance(row, dict) else row) for row in history or []]
-    found = findings(rows, x, output, callable(getattr(model, "head_gain", None)), losses)
-    return Diagnosis(rows, found, x is not None)
+    told = paths(root, None if x is None else tuple(x.shape[1:]))
+    found = findings(rows, x, seen, callable(getattr(root, "head_gain", None)), losses, told)
+    return Diagnosis([row for row in rows if row.kind != "pool"], found, x is not None)
+
+
+def _check_dtypes(root: nn.Module, x: torch.Tensor | None) -> None:
+    for name, tensor in (("the model", place(root)), ("x", x)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}, and QAT computes in float32; give {name.removeprefix('the ')}.float()")

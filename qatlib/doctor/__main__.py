@@ -16,26 +16,27 @@ from qatlib.chip.operations import WEIGHTED
 from qatlib.doctor import Diagnosis, diagnose
 from qatlib.doctor.measure import Measured, from_state
 from qatlib.doctor.rules import Finding, findings
-from qatlib.export.network import add_options, hint, of_options, tensors, with_state
+from qatlib.export.network import add_options, hint, of_options
 from qatlib.files import load
-from qatlib.integer.convert import WEIGHT
+from qatlib.integer.checkpoint import layer_names, state_of, with_state
 from qatlib.wording import Parser, command
 
 
-def _epochs(content: dict, path: Path) -> list[dict]:
-    """The history of the epochs since QAT started, as train_pose_tiny writes it; empty where the checkpoint has none."""
-    history, config = (none if content.get(name) is None else content[name] for name, none in (("history", []), ("config", {})))
-    if not isinstance(config, dict) or not isinstance(history, list) or not all(
-        isinstance(row, dict) and all(type(row.get(name)) in (int, float) for name in ("epoch", "loss")) for row in history
-    ):
-        raise ValueError(f"the 'history' or 'config' of {path} is not as train_pose_tiny writes it; save the 'state_dict' alone")
+def _epochs(content: dict) -> list[dict]:
+    """The history of the epochs since QAT started, as train_pose_tiny writes it; empty for a checkpoint of other origin."""
+    rows, config = content.get("history"), content.get("config")
+    if not isinstance(config, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
+    numbers = [row.get(name) for row in rows for name in ("epoch", "loss")]
     start = config.get("start_epoch", 0)
-    return [row for row in history if type(start) is not int or row["epoch"] >= start]
+    if not all(type(number) in (int, float) and not abs(number) > 1e300 for number in (*numbers, start)):
+        return []
+    return [row for row in rows if row["epoch"] >= start]
 
 
-def from_tensors(state: dict[str, torch.Tensor]) -> Diagnosis:
+def from_tensors(state: dict[str, torch.Tensor], where: str) -> Diagnosis:
     """Judge parameters alone."""
-    layers = [key.removesuffix(WEIGHT) for key in state if key.endswith(WEIGHT)]
+    layers = layer_names(state, where)
     parts = {name: {key.removeprefix(f"{name}."): state[key] for key in state if key.startswith(f"{name}.")} for name in layers}
     rows = [from_state(name, part) for name, part in parts.items()]
     missing = [Finding("wrong checkpoint", name, f"{key} is missing: not written by QATv2 (an older ai8x?)",
@@ -64,22 +65,22 @@ def examine(path: Path, network: nn.Module | None = None, x: torch.Tensor | None
     content = load(path)
     if isinstance(content.get("graph"), torch.Tensor):
         return from_compact(content, path)
-    state, epochs = tensors(content, str(path)), _epochs(content, path)
     if network is None:
-        return from_tensors(state)
-    model = with_state(network, state, str(path))
+        return from_tensors(state_of(content, str(path)), str(path))
+    model = with_state(network, content, str(path))
     if x is None and hasattr(model, "sample_inputs"):
         x = model.sample_inputs(32)
-    return diagnose(model, x, epochs)
+    return diagnose(model, x, _epochs(content))
 
 
 def inputs(path: str) -> torch.Tensor:
     """A batch of inputs from a .npy file: real values as the network gets them, or int8 codes k, which stand for k / 128."""
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as problem:
+        values = values / np.float32(128) if values.dtype == np.int8 else values.astype(np.float32)
+    except (ValueError, TypeError, EOFError, AttributeError) as problem:  # AttributeError: an archive of arrays
         raise ValueError(f"{path} is no array ({problem}); write it with numpy.save") from problem
-    return torch.from_numpy(values / np.float32(128) if values.dtype == np.int8 else values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 @command("doctor")
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--inputs", metavar="FILE.npy", help="a batch of inputs for --network; default: its sample_inputs, or none")
     options = parser.parse_args(arguments)
-    network = of_options(options)
+    network = of_options(options, load(options.checkpoint))
     diagnosis = examine(options.checkpoint, network, options.inputs and inputs(options.inputs))
     print(diagnosis)
     if network is None and "graph" not in (content := load(options.checkpoint)):

@@ -4,6 +4,7 @@ A checkpoint needs its network: --network MODULE:CLASS, where importing MODULE r
 """
 
 import sys
+from pathlib import Path
 
 from qatlib.wording import Parser, command, folder
 
@@ -31,9 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     from qatlib.export import network
     from qatlib.export.check import check_folder, export_all, from_checkpoint, table
+    from qatlib.files import load
 
-    net = network.of_options(options)
-    if options.command == "all":
+    every = options.command == "all"
+    path = Path(options.checkpoint) if every else Path(options.folder, "checkpoint.pth")
+    net = network.of_options(options, load(path) if every or path.is_file() else {})
+    if every:
         shape = options.input_shape and network.shape(options.input_shape)
         print(table(export_all(from_checkpoint(options.checkpoint, net, shape), options.folder, input_shape=shape)))
         return 0

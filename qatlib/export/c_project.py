@@ -42,9 +42,7 @@ class Memory:
 TARGETS: dict[str, Memory | None] = {"host": None, "cortex-m4": Memory("Cortex-M4 of the MAX78000", 512 * 1024, 128 * 1024)}
 
 
-def export_c(
-    model, folder: str | os.PathLike, sample: np.ndarray | None = None, input_shape=None, target: str = "host"
-) -> Path:
+def export_c(model, folder: str | os.PathLike, sample: np.ndarray | None = None, input_shape=None, target: str = "host") -> Path:
     """Write a C99 project for `model` (anything `as_compact` takes) into `folder`, whole or not at all, and return its path.
 
     `target`: "host", any computer with a C compiler, or "cortex-m4", a program for the microcontroller beside the MAX78000's

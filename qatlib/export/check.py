@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from qatlib.ai8x.graph import unwrap
 from qatlib.export import engines
 from qatlib.export.c_project import export_c
 from qatlib.export.engines import Engine
 from qatlib.export.max78000 import export_max78000
-from qatlib.export.network import hint, tensors, with_state
+from qatlib.export.network import hint
 from qatlib.export.onnx_graph import export_onnx
-from qatlib.files import load, recorded, save, sha256, write_folder
+from qatlib.files import load, recorded, sha256, write_folder
+from qatlib.integer.checkpoint import layer_names, save_checkpoint, state_of, with_state
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.convert import compact_from_checkpoint, integers
 from qatlib.integer.quantized import QuantizedModel, save_compact
@@ -72,7 +72,8 @@ def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = Non
 
     def fill(target: Path) -> None:
         save_compact(compact, target / COMPACT)
-        _save_checkpoint(model, target / CHECKPOINT)
+        if isinstance(model, nn.Module) and not isinstance(model, QuantizedModel):  # it says which class the check asks for
+            save_checkpoint(target / CHECKPOINT, model, epoch=0, config={})
         try:
             export_onnx(compact, target / ONNX)
         except ImportError as problem:
@@ -97,22 +98,13 @@ def from_checkpoint(path: str | os.PathLike, network: nn.Module | None, input_sh
     content = load(path)
     if "graph" in content:
         return CompactModel.from_file(content, path)
-    state = tensors(content, str(path))
+    state = state_of(content, str(path), network and network.state_dict())
     if network is None:
+        layer_names(state, str(path))
         raise ValueError(f"{path} is a checkpoint; say of which network: {hint(content)} (importing a module runs it)")
     if integers(state):
-        return compact_from_checkpoint(network, state, input_shape)
-    return with_state(network, state, str(path))
-
-
-def _save_checkpoint(network, path: Path) -> None:
-    """Of a torch network in QAT; it says which class to build, so that the folder's check can ask for it."""
-    if not isinstance(network, nn.Module) or isinstance(network, QuantizedModel):
-        return
-    root = unwrap(network)
-    content = {"epoch": 0, "config": {}, "network": f"{type(root).__module__}:{type(root).__qualname__}"}
-    content["state_dict"] = {key: value.cpu() for key, value in root.state_dict().items()}
-    save(path, content)
+        return compact_from_checkpoint(network, content, input_shape)
+    return with_state(network, content, str(path))
 
 
 def size(path: Path) -> int:
@@ -140,10 +132,10 @@ def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[En
     `model`: the torch network (its class, built as it was for training), which then gets the folder's checkpoint; without either
     torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one); the emulator computes 16 pictures at
     most and counts instructions. An engine whose files were deleted is listed as missing. Raises FileNotFoundError for a folder
-    without model_8bit.pth, ValueError for n below 1 and, naming the file, for one that is not as it was written.
+    without model_8bit.pth, ValueError for n outside 1..10^6 and, naming the file, for one that is not as it was written.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n is {n!r}; compare at least one picture")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 10**6:
+        raise ValueError(f"n is {n!r}; compare at least one picture and at most a million")
     folder = Path(folder)
     if not (folder / COMPACT).is_file():
         raise FileNotFoundError(f"no {COMPACT} in {folder}; write it with: python -m qatlib.export all CHECKPOINT {folder}")

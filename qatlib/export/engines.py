@@ -18,12 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from qatlib.ai8x.graph import place
 from qatlib.ai8x.qat import tensors_in
 from qatlib.chip.operations import WEIGHTED
 from qatlib.export import cortex_m4
 from qatlib.export.max78000 import arch_name
-from qatlib.export.network import hint, tensors, with_state
+from qatlib.export.network import hint
 from qatlib.files import load
+from qatlib.integer.checkpoint import with_state
 from qatlib.integer.compact import CompactModel, pack
 from qatlib.integer.convert import stored_codes
 from qatlib.integer.source import answer_rows, sample_codes
@@ -94,12 +96,12 @@ def _rows(outputs, count: int) -> np.ndarray:
 def torch_runner(network, compact: CompactModel):
     """A function from int8 codes (N, *input_shape) to the integers that `network`, a QAT network in torch, stands for."""
     network = network.eval()
-    device = next(network.parameters()).device
+    like = place(network)
     exponents = [output["exponent"] for output in compact.graph["outputs"]]
 
     @torch.no_grad()
     def run(block: np.ndarray) -> np.ndarray:
-        outputs = tensors_in(network(torch.from_numpy(block).to(device, torch.float32) / 128))
+        outputs = tensors_in(network(torch.from_numpy(block).to(like.device, like.dtype) / 128))
         integers = [y.double().cpu().numpy() * 2.0**-exponent for y, exponent in zip(outputs, exponents, strict=True)]
         return _rows(integers, len(block))
 
@@ -110,9 +112,9 @@ def run_torch(path: Path, compact: CompactModel, codes: np.ndarray, model):
     content = load(path)
     if model is None:
         return f"which network it is must be said: {hint(content)}"
-    model = with_state(copy.deepcopy(model), tensors(content, str(path)), str(path))
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    model = with_state(copy.deepcopy(model), content, str(path))
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {name} holds NaN or infinity; export a sound checkpoint again")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 
 import torch
 
-from qatlib.ai8x.layer import SHIFT_LIMIT, quantile
+from qatlib.ai8x.shift import SHIFT_LIMIT, quantile
 from qatlib.chip.operations import BITS, shift_limits
-from qatlib.export.network import check_state, layer_names
+from qatlib.integer.checkpoint import WEIGHT, layer_names, state_of
 from qatlib.integer.compact import CompactModel
-from qatlib.integer.convert import WEIGHT
 from qatlib.quantizers import weight_codes
 
 FLAGS = {"adjust_output_shift": torch.zeros(1), "quantize_activation": torch.ones(1)}  # the vendor makes numbers of them
@@ -22,7 +21,9 @@ FLAGS = {"adjust_output_shift": torch.zeros(1), "quantize_activation": torch.one
 def quantize_checkpoint(
     state_dict: Mapping[str, torch.Tensor], correct_shift: bool = False, default_bits: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """QAT state dict -> integer state dict; the given one stays as it is.
+    """QAT state dict, in any form that `state_of` reads -> integer state dict; the given one stays as it is.
+
+    Of pools, which have no weights, only flags change.
 
     Below 8 bits the vendor clamps `output_shift` to [-7-b, 23-b], the bounds of its negative; the chip's register holds
     [b-23, b+7]. The default repeats the vendor, so that checkpoints are identical, and warns where the chip would then
@@ -30,12 +31,13 @@ def quantize_checkpoint(
     differs. `default_bits` is used for layers that carry no bits (the vendor assumes 8); without it they are refused.
 
     Raises ValueError naming the layer: batch norm not fused, QAT never on, NaN or infinite weights, weights outside an
-    ai8x layer, or no ai8x layer at all; and as `check_state`.
+    ai8x layer, or no ai8x layer at all; and as `state_of`.
 
     Source: ai8x-synthesis, izer/quantize.py (QATv2), MAX_BIT_SHIFT method.
     """
-    check_state(state_dict)
-    layers = {name: _layer(state_dict, name) for name in layer_names(state_dict)}
+    state_dict = state_of(state_dict)
+    alone = _has(state_dict, FLAGS) and not any(key.endswith(WEIGHT) for key in state_dict)
+    layers = {} if alone else {name: _layer(state_dict, name) for name in layer_names(state_dict)}
     bits = {name: _bits(layer) or default_bits or 0 for name, layer in layers.items()}
     for name, layer in layers.items():
         _check_layer(name, layer, bits[name])
@@ -52,11 +54,20 @@ def _layer(state: Mapping, name: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(f"{name}."): value.detach() for key, value in state.items() if key.startswith(f"{name}.")}
 
 
+def _has(state: Mapping, last_parts) -> bool:
+    return any(key.rpartition(".")[2] in last_parts for key in state)
+
+
 def _bits(layer: dict) -> int:
     return int(layer["weight_bits"].item()) if "weight_bits" in layer else 0
 
 
 def _check_layer(name: str, layer: dict, bits: int) -> None:
+    if not _has(layer, ("weight_bits", "activation_threshold", "output_shift")):
+        raise ValueError(
+            f"{name}: it has weights, but no quantization state, as a SoftwareLinear has none: that runs outside the accelerator; "
+            "use ai8x.Linear, or take it out of the state dict and compute it outside the network"
+        )
     if not bits:
         raise ValueError(f"{name}: QAT was never on (weight_bits is 0); call initiate_qat(model, policy), or give default_bits=8")
     if bits not in BITS:
@@ -64,8 +75,8 @@ def _check_layer(name: str, layer: dict, bits: int) -> None:
     if "activation_threshold" not in layer:
         raise ValueError(f"{name}: activation_threshold is missing; give the state_dict() of a model made of ai8x layers")
     for key in (key for key in ("activation_threshold", "op.weight", "op.bias") if key in layer):
-        if not layer[key].is_floating_point():
-            raise ValueError(f"{name}: {key} is {layer[key].dtype}; give the floats of a QAT checkpoint")
+        if layer[key].dtype != torch.float32:
+            raise ValueError(f"{name}: {key} is {layer[key].dtype}; give the float32 of a QAT checkpoint, after model.float()")
         if not torch.isfinite(layer[key]).all():
             raise ValueError(
                 f"{name}: {key} holds NaN or infinity; train again from a sound checkpoint, with a lower learning rate"

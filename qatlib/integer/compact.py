@@ -36,9 +36,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         raise TypeError(f"codes are {found}; give a NumPy array of integers (quantize first, then .astype(np.int8))")
     low, high = -(1 << bits - 1), (1 << bits - 1) - 1
     if codes.size and not low <= codes.min() <= codes.max() <= high:
-        raise ValueError(
-            f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits ({low} to {high}); quantize them first"
-        )
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits ({low} to {high}); quantize them first")
     if bits == 8:
         return np.ascontiguousarray(codes, np.int8)
     per_byte = 8 // bits
@@ -60,8 +58,7 @@ def unpack(raw: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
     wanted, dtype = (tuple(shape), np.int8) if bits == 8 else ((-(-prod(shape) * bits // 8),), np.uint8)
     if raw.shape != wanted or raw.dtype != dtype:
         raise ValueError(
-            f"{bits}-bit codes of shape {tuple(shape)} are stored as {np.dtype(dtype)} {wanted}, not as {raw.dtype} "
-            f"{raw.shape}"
+            f"{bits}-bit codes of shape {tuple(shape)} are stored as {np.dtype(dtype)} {wanted}, not as {raw.dtype} {raw.shape}"
         )
     if bits == 8:
         return raw
@@ -97,9 +94,7 @@ class CompactModel:
         try:
             operations.check(graph)
         except (KeyError, TypeError, AttributeError) as problem:
-            raise ValueError(
-                f"the graph is incomplete ({type(problem).__name__}: {problem}); export the model again"
-            ) from problem
+            raise ValueError(f"the graph is incomplete ({type(problem).__name__}: {problem}); export the model again") from problem
         self.graph, self.tensors = graph, dict(tensors)
         self._by_layer = {op["layer"]: op for op in self.ops if op["kind"] in operations.WEIGHTED}
         self._check_tensors()
@@ -142,8 +137,7 @@ class CompactModel:
         tensors = dict(state) if isinstance(state, Mapping) else {}
         if not {"graph", "checksum"} <= tensors.keys():
             raise ValueError(
-                "this is no compact model: it has no graph and checksum; export the network with "
-                "quantize_model(model)"
+                "this is no compact model: it has no graph and checksum; export the network with quantize_model(model)"
             )
         if other := [key for key, value in tensors.items() if not isinstance(value, np.ndarray)]:
             raise ValueError(f"{other[0]} is a {type(tensors[other[0]]).__name__}, not a NumPy array; give arrays (tensor.numpy())")
@@ -194,11 +188,9 @@ class CompactModel:
             return
         if bias.dtype != np.int8 or bias.shape != (op["out_channels"],):
             raise ValueError(
-                f"{op['name']}: its bias is {bias.dtype} {bias.shape}, not int8 ({op['out_channels']},); export the "
-                "model again"
+                f"{op['name']}: its bias is {bias.dtype} {bias.shape}, not int8 ({op['out_channels']},); export the model again"
             )
         if bias.min() < -limit or bias.max() >= limit:
             raise ValueError(
-                f"{op['name']}: its bias leaves [{-limit}, {limit - 1}] of {op['weight_bits']} bits; export the "
-                "model again"
+                f"{op['name']}: its bias leaves [{-limit}, {limit - 1}] of {op['weight_bits']} bits; export the model again"
             )

@@ -13,13 +13,14 @@ from qatlib.ai8x import mode as target
 from qatlib.ai8x.eltwise import Eltwise
 from qatlib.ai8x.graph import evaluating
 from qatlib.ai8x.layer import QuantizationAwareModule
-from qatlib.ai8x.qat import clamp_sums, layers, tensors_in
+from qatlib.ai8x.qat import check_weights, clamp_sums, layers, tensors_in
 from qatlib.chip.lowering import Lowered, lower, network
 from qatlib.chip.operations import WEIGHTED
+from qatlib.integer.checkpoint import WEIGHT, set_rounding, state_of
 from qatlib.integer.compact import CompactModel, pack
 from qatlib.integer.quantized import QuantizedModel
 
-WEIGHT = ".op.weight"  # how the name of a layer's weights ends
+STORED = ("op.weight", "weight_bits", "output_shift", "activation_threshold", "final_scale")  # of a layer, in every checkpoint
 CODES = -7  # exponent of int8 codes: a code k stands for k / 2^7
 
 
@@ -66,16 +67,17 @@ def convert(model: nn.Module, bit_width: int | None = None, input_shape=None) ->
 
 
 def compact_from_checkpoint(model: nn.Module, state_dict: dict[str, torch.Tensor], input_shape=None) -> QuantizedModel:
-    """The compact model of the vendor's integer checkpoint; `model` gives the graph only (its weights do not matter).
+    """The compact model of the vendor's integer checkpoint, in any form that `state_of` reads; `model` gives the graph only.
 
-    Raises ValueError naming the layer for a checkpoint that holds no integers, or that does not belong to `model`.
+    Average pools round as in `with_state`. Raises ValueError naming the layer for a checkpoint that holds no integers, or that does
+    not belong to `model`.
     """
-    root = network(model)
+    root, content = copy.deepcopy(network(model)), state_dict
+    state_dict = state_of(content, own=root.state_dict())
+    set_rounding(root, content, "the checkpoint")
     lowered = lower(root, input_shape)
     lowered.require()
     weighted = {name: layer for name, layer in layers(root).items() if layer.op is not None}
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"the checkpoint is a {type(state_dict).__name__}; give a state dict")
     if missing := weighted.keys() - {key.removesuffix(WEIGHT) for key in state_dict if key.endswith(WEIGHT)}:
         raise ValueError(f"{min(missing)}: the checkpoint has no such layer; give the one that belongs to {type(root).__name__}")
     codes = {name: stored_codes(name, state_dict) for name in weighted}
@@ -96,7 +98,9 @@ def _check_layers(model: nn.Module, bit_width: int | None) -> None:
         raise ValueError(f"bit_width is {bit_width!r}; use 1, 2, 4 or 8, or None for the bits that each layer was trained with")
     if target.dev.simulate:
         raise ValueError("simulate is on; call ai8x.set_device(device, False, round_avg) and give the QAT model")
+    check_weights(model)
     calibrated = any(p.item() for layer in found.values() for p in (layer.activation_threshold, layer.final_scale))
+    calibrated |= all(layer.op is None for layer in found.values())  # pools alone: refused as such
     for name, layer in found.items():
         _check_layer(name, layer, calibrated)
 
@@ -104,9 +108,10 @@ def _check_layers(model: nn.Module, bit_width: int | None) -> None:
 def _check_layer(name: str, layer: QuantizationAwareModule, calibrated: bool) -> None:
     if layer.bn is not None:
         raise ValueError(
-            f"{name}: its batch normalisation is not fused; call fuse_bn_layers(model), pre_qat(...) and train with QAT"
+            f"{name}: its batch normalisation is not fused; start again "
+            "from the float network, ai8x.start_qat(model, train_loader, policy)"
         )
-    for parameter, value in layer.named_parameters():
+    for parameter, value in layer.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(
                 f"{name}: {parameter} holds NaN or infinity; train again from a sound checkpoint, with a lower learning rate"
@@ -114,8 +119,8 @@ def _check_layer(name: str, layer: QuantizationAwareModule, calibrated: bool) ->
     bits = layer.weight_bits.item()
     if not bits and not calibrated:
         raise ValueError(
-            f"{name}: QAT was never on (weight_bits is 0) and the network was never calibrated; call fuse_bn_layers(model), "
-            "pre_qat(model, loader, policy) and initiate_qat(model, policy)"
+            f"{name}: QAT was never on (weight_bits is 0) and the network was never calibrated; call "
+            "ai8x.start_qat(model, train_loader, policy)"
         )
     if bits and layer.op is not None and not layer.adjust_output_shift.item():
         raise ValueError(f"{name}: it holds an integer checkpoint already; use compact_from_checkpoint(model, state_dict)")
@@ -153,6 +158,8 @@ def _layer_codes(name: str, layer: QuantizationAwareModule) -> LayerCodes:
 
 def stored_codes(name: str, state: dict[str, torch.Tensor]) -> LayerCodes:
     """One layer's integers from the vendor's checkpoint. Raises ValueError where it holds none."""
+    if lacking := [key for key in STORED if f"{name}.{key}" not in state]:
+        raise ValueError(f"{name}: the checkpoint lacks {lacking[0]}; give the result of quantize_checkpoint(state_dict)")
     bits = int(state[f"{name}.weight_bits"].item())
     weight, bias = state[f"{name}.op.weight"], state.get(f"{name}.op.bias")
     bias = None if bias is None else bias / 2.0 ** (bits - 1)
@@ -174,7 +181,8 @@ def _int8(t: torch.Tensor) -> np.ndarray:
 
 def _whole(name: str, what: str, value: torch.Tensor) -> int:
     if value.item() != int(value.item()):
-        raise ValueError(f"{name}: {what} {value.item()} is no whole number; call pre_qat again, which sets powers of two")
+        raise ValueError(f"{name}: {what} {value.item()} is no whole number; start again from the float network, "
+                         "ai8x.start_qat(model, train_loader, policy), which sets powers of two")  # fmt: skip
     return int(value.item())
 
 

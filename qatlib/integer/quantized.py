@@ -89,7 +89,7 @@ def _codes(x: torch.Tensor) -> torch.Tensor:
     rounded = codes.round()
     if not torch.equal(codes, rounded) or codes.min() < -128 or codes.max() > 127:
         raise ValueError(
-            "the input is not on the 1/128 grid in [-1, 127/128]; prepare it with ai8x.normalize, or round(128·x)/128 and clamp"
+            "the input is not on the 1/128 grid in [-1, 127/128]; use ai8x.normalize()(images), or round(128·x)/128 and clamp"
         )
     return rounded.to(torch.int8)
 

@@ -268,8 +268,6 @@ def test_constructor_forms_of_the_vendor():
         ai8x.Eltwise()(x, x)
     with pytest.raises(ValueError, match="kernel_size=None without pooling; give one"):
         ai8x.Conv1d(3, 4, None)
-    with pytest.raises(AttributeError, match="device 84, which is not supported; use ai8x.Linear"):
-        _ = ai8x.FusedSoftwareLinearReLU
 
 
 def test_grouped_convolution_on_87():

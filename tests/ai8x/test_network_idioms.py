@@ -183,7 +183,7 @@ def test_scales_follow_values_not_shapes(network):
         warnings.simplefilter("error")
         ai8x.pre_qat(model, [x], {"weight_bits": 8})
     ai8x.pre_qat(vendor, [x], {"weight_bits": 8}, vendor_exact=True)
-    for (name, ours), theirs in zip(model.named_parameters(), vendor.parameters()):
+    for (name, ours), theirs in zip(model.state_dict().items(), vendor.state_dict().values()):
         assert torch.equal(ours, theirs), name
     assert first.activation_threshold.item() > 0, "else clipping would not show"
     for a, b in zip(before, tensors(model(x))):
@@ -221,6 +221,7 @@ def test_reading_a_shape_or_type_of_the_input_fixes_no_scale(read):
         net.a.op.weight.mul_(8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "interpolate .* is no ai8x layer|b: never called")  # both are so
         ai8x.pre_qat(net, [x], {"weight_bits": 8})
     assert net.a.activation_threshold.item() >= 3
 

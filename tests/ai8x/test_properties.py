@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib import ai8x
-from qatlib.ai8x.layer import calc_weight_shift
+from qatlib.ai8x.shift import calc_weight_shift
 from qatlib.export import quantize_checkpoint
 from qatlib.quantizers import FusedQuantize, FusedWeightQuantize, round_half_up, straight_through
 

@@ -27,7 +27,7 @@ def test_a_wrong_way_is_advised_and_the_right_one_not_shown(answer, said):
 
 def test_every_lesson_needs_earlier_ones_and_is_on_the_map():
     numbers = [one.number for one in lessons.LESSONS]
-    assert numbers == [f"{n:02d}" for n in range(16)]
+    assert numbers == [f"{n:02d}" for n in range(17)]
     assert all(before < one.number for one in lessons.LESSONS for before in one.needs)
     _, sentence = lesson_map(lessons.LESSONS)
     assert all(one.title in sentence for one in lessons.LESSONS)

@@ -67,7 +67,7 @@ def test_an_answer_that_sets_the_device_or_stops_leaves_nothing_changed(check, s
 
     report = check(careless)
     assert not report.ok and stop.__name__ in report.message
-    assert str(mode.current()).startswith("Device 85") and not mode.current().simulate and torch.is_grad_enabled()
+    assert str(mode.dev).startswith("Device 85") and not mode.dev.simulate and torch.is_grad_enabled()
     again = [*check.right, getattr(check, "reference", None)]
     assert check(again[0]).ok
 

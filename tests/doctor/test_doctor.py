@@ -44,7 +44,7 @@ def test_each_bug_is_found_by_its_name(bug, seed):
 
 
 def test_every_lesson_named_is_a_notebook_of_the_course():
-    from qatlib.doctor.rules import LESSONS
+    from qatlib.doctor.advice import LESSONS
 
     folder = Path(__file__).resolve().parents[2] / "notebooks"
     assert all((folder / f"{name}.ipynb").is_file() and name.startswith(number) for number, name in LESSONS.items())

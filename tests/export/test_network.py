@@ -14,7 +14,7 @@ from qatlib.doctor.__main__ import main as doctor
 from qatlib.export import network
 from qatlib.export.__main__ import main
 
-SOURCE = '''
+SOURCE = """
 import qatlib.ai8x as ai8x
 from torch import nn
 
@@ -35,9 +35,48 @@ class Broken(Spotter):
         return super().forward(x)[:, 1:]
 
 
+class Unlucky(Spotter):
+    def forward(self, x):
+        return {"label": 1}[x.shape[0] > 0]
+
+
+class Stateless(Spotter):
+    def state_dict(self, *arguments, **named):
+        raise RuntimeError("no state")
+
+
+class Unborn(Spotter):
+    def __init__(self, classes):
+        pass
+
+
+class Pair(Spotter):
+    input_shape = ((3, 8, 8), (3, 8, 8))
+
+    def forward(self, x, y):
+        return super().forward(x), super().forward(y)
+
+
+class Words(Spotter):
+    def sample_inputs(self, count):
+        return "pictures"
+
+
+class Endless(Spotter):
+    input_shape = (3, 10**9, 10**9)
+
+
+def fails(classes):
+    return [][classes]
+
+
+def leaves(classes):
+    raise SystemExit(classes)
+
+
 def not_a_class(classes):
     return "nothing"
-'''
+"""
 SHAPE, NAMED = ["--input-shape", "3,8,8"], ["--network", "my_nets:Spotter", "--arguments", '{"classes": 5}']
 
 
@@ -99,13 +138,69 @@ REFUSED = [
 ]
 
 
+ANY = "--arguments [5] --input-shape 3,8,8"
+REFUSED += [
+    (
+        f"all plain.pth out --network my_nets:Stateless {ANY}",
+        r"RuntimeError: no state .line \d+ of .*my_nets.py.; correct",
+    ),
+    (f"all plain.pth out --network my_nets:Unborn {ANY}", "AttributeError: .*; correct the network"),
+    (
+        "all plain.pth out --network my_nets:Pair --arguments [5]",
+        "Pair has several inputs; .*: concatenate them outside",
+    ),
+    (f"all plain.pth out --network my_nets:Unlucky {ANY}", "Unlucky|KeyError"),
+    ("all plain.pth out --network my_nets:Endless --arguments [5]", "memory|overflow"),
+    (
+        f"all plain.pth out --network my_nets:fails {ANY}",
+        ":fails cannot be built with .5. .IndexError: .*; give what",
+    ),
+    (
+        f"all plain.pth out --network my_nets:leaves {ANY}",
+        ":leaves cannot be built with .5. .SystemExit: .*; give what",
+    ),
+    (f"all spoilt.pth out --network my_nets:Spotter {ANY}", "conv1: op.weight holds NaN or infinity; train again from a sound"),
+    (f"all lacking.pth out --network my_nets:Spotter {ANY}", "conv1: the checkpoint lacks output_shift; give the result of"),
+    (f"all . out --network my_nets:Spotter {ANY}", "no file .; give the path of a checkpoint"),
+    (f"all my_nets.py out --network my_nets:Spotter {ANY}", "my_nets.py is no checkpoint that can be read safely"),
+    (f"all two.pth out --network my_nets:Spotter {ANY}", "two.pth holds several states that may be meant .a, b.; save the one"),
+    (f"all object.pth out --network my_nets:Spotter {ANY}", "object.pth is no .* here my_nets.Spotter: save its state_dict alone"),
+    (f"all other_chip.pth out --network my_nets:Spotter {ANY}", "device 84 is not supported; use 85"),
+    ("all plain.pth out --network my_nets:Spotter --arguments [5] --input-shape 3,99999999999,99999999999", "memory|overflow"),
+    ("check a --network my_nets:Words --arguments [5]", "AttributeError: 'str' object has no attribute 'round' .*; correct the"),
+    ("check a -n 99999999999", "n is 99999999999; compare at least one picture and at most a million"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source")
 @pytest.mark.parametrize(("words", "sentence"), REFUSED)
 def test_what_does_not_belong_together_is_refused_in_one_sentence(words, sentence, here, capsys):
     assert main(["all", "plain.pth", "a", *NAMED, *SHAPE]) == 0
+    odd_checkpoints(here)
     capsys.readouterr()
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert re.search(sentence, error) and error.count("\n") == 1 and not (here / "out").exists(), error
+
+
+def odd_checkpoints(here):
+    state = torch.load(here / "plain.pth", weights_only=True)
+    integer = torch.load(here / "integers.pth.tar", weights_only=True)["state_dict"]
+    torch.save(state | {"conv1.op.weight": state["conv1.op.weight"] * float("nan")}, here / "spoilt.pth")
+    torch.save({key: value for key, value in integer.items() if key != "conv1.output_shift"}, here / "lacking.pth")
+    torch.save({"a": state, "b": state}, here / "two.pth")
+    torch.save({"model": sys.modules["my_nets"].Spotter(5)}, here / "object.pth")
+    torch.save({"model": state, "chip": {"device": 84, "round_avg": False}}, here / "other_chip.pth")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "words.npy", "plain.pth", "dates.npy"])
+def test_inputs_of_another_kind_are_one_sentence(name, here, capsys):
+    np.savez(here / "x.npz", x=np.zeros(3))
+    np.save(here / "words.npy", np.array(["a"]))
+    np.save(here / "dates.npy", np.zeros(2, "M8[s]"))
+    assert doctor(["plain.pth", *NAMED, "--inputs", name]) == 2
+    error = capsys.readouterr().err
+    assert re.search("is no array .*; write it with numpy.save|the network cannot run on", error) and error.count("\n") == 1
 
 
 def test_a_module_that_fails_or_ends_the_program_is_one_sentence(here, capsys):

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from qatcourse import run as command
+from qatcourse import train_pose_tiny
 from qatcourse.labs import compare
 
 NAMES = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
@@ -46,6 +47,16 @@ def test_an_unknown_preset_in_the_environment_is_refused(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit):
         command.main(["--help"])
     assert "QATLIB_PRESET" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "main, arguments", [(command.main, []), (command.main, ["--data", "cats"]), (train_pose_tiny.main, ["--data", "lsp:/no"])]
+)
+def test_a_refused_command_leaves_nothing_in_its_folder(main, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("QATLIB_PRESET", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") <= 2 and not list(tmp_path.iterdir())
 
 
 def test_outside_of_the_project_the_remedy_is_named(tmp_path, monkeypatch):

@@ -98,11 +98,42 @@ def test_a_file_of_matlab_73_is_read_where_h5py_is_installed(tmp_path, monkeypat
         without.setitem(sys.modules, "h5py", None)
         with pytest.raises(ImportError, match=r"joints.mat is of MATLAB 7.3 \(HDF5\); .*: pip install h5py"):
             lsp.read_joints(path)
-    with pytest.raises(ValueError, match="joints.mat holds no array `joints`"):
+    with pytest.raises(ValueError, match=r"joints.mat holds no array `joints`, only \['names'\]"):
         lsp.read_joints(as_matlab_73(make(tmp_path / "other", 5), "names"))
     truncate(path)
     with pytest.raises(ValueError, match="joints.mat is damaged"):
         lsp.read_joints(path)
+
+
+def test_a_file_of_hdf5_without_matlab_s_header_is_read_too(tmp_path):
+    folder = make(tmp_path / "set", 5)
+    table = loadmat(folder / "joints.mat")["joints"]
+    with h5py.File(folder / "joints.mat", "w") as file:
+        file["joints"] = table
+    assert np.array_equal(lsp.read_joints(folder / "joints.mat")[0], truth())
+
+
+def in_capitals(folder: Path) -> None:
+    for path in (*(folder / "images").iterdir(), folder / "images", folder / "joints.mat"):
+        path.rename(path.with_name(path.name.upper()))
+
+
+def other_habits(folder: Path) -> None:
+    for path in (folder / "images").iterdir():
+        Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
+    for name in (".DS_Store", "._im00001.png", "im00001 (1).jpg", "Thumbs.db"):
+        (folder / "images" / name).write_bytes(b"no picture")
+    savemat(folder / "joints.mat", {"Joints": loadmat(folder / "joints.mat")["joints"], "N": 20}, do_compression=True)
+
+
+@pytest.mark.parametrize("change", [in_capitals, other_habits])
+def test_names_in_capitals_and_other_habits_are_read(change, tmp_path):
+    folder = make(tmp_path / "my own set", 5)
+    change(folder)
+    people = load(f"lsp:{folder}/", "train", progress=False)
+    assert len(people) == 18
+    check_places(people)
 
 
 def test_beyond_the_photograph_all_is_grey():
@@ -194,7 +225,11 @@ def truncate(path: Path) -> None:
         (lambda f: (f / "joints.mat").unlink(), FileNotFoundError, "joints.mat is missing"),
         (lambda f: truncate(f / "joints.mat"), ValueError, "joints.mat is damaged"),
         (lambda f: (f / "joints.mat").write_bytes(b"no MATLAB here"), ValueError, "joints.mat is damaged"),
-        (lambda f: savemat(f / "joints.mat", {"other": np.zeros(3)}), ValueError, "joints.mat holds no array `joints`"),
+        (lambda f: savemat(f / "joints.mat", {"other": np.zeros(3)}), ValueError, r"no array `joints`, only \['other'\]; save"),
+        (lambda f: savemat(f / "joints.mat", {"joints": {"x": np.zeros(3)}}), ValueError, r"`joints` of shape \(1, 1\); save"),
+        (lambda f: savemat(f / "joints.mat", {"joints": np.ones((3, 14, 20)) * 1j}), ValueError, "not finite numbers; copy"),
+        (lambda f: (f / "joints.mat").write_bytes(b""), ValueError, "joints.mat is damaged or no file of MATLAB's"),
+        (lambda f: (f / "joints.mat").rename(f / "joints.csv"), FileNotFoundError, "joints.mat is missing"),
         (lambda f: savemat(f / "joints.mat", {"joints": np.zeros((4, 14, 20))}), ValueError, r"shape \(4, 14, 20\)"),
         (lambda f: savemat(f / "joints.mat", {"joints": np.full((3, 14, 20), np.nan)}), ValueError, "not finite"),
         (lambda f: savemat(f / "joints.mat", {"joints": np.ones((3, 14, 12))}), ValueError, "pictures 1 to 12, but im00020.jpg"),

@@ -134,7 +134,8 @@ check_a = repairs("A", [
 ], {
     "p.x = p.images.float() / 255 - 0.5": "grid", "p.x = p.images.float() - 128": "integer codes",
     "p.x = (p.images - 128) / 128": "outside",  # bytes wrap around
-    "p.x = p.images / 127.5 - 1": "outside", "p.x = ai8x.normalize(p.images)": "makes a function",
+    "p.x = p.images / 127.5 - 1": "outside", "p.x = ai8x.normalize()": "makes a function",
+    "p.x = ai8x.normalize(p.images)": "settings first",
     "p.x = (p.images.float() - 128).flip(3) / 128": "of the input's values are not", "p.x = p.x[0]": "shape (3, 16, 16)",
     "p.images = p.images // 2; p.x = p.images / 128 - 0.5": "pictures must stay", SIMULATE: "simulating the chip",
 })  # fmt: skip

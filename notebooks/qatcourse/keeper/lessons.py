@@ -1,4 +1,4 @@
-"""The sixteen lessons: what each gives, what it needs, how long it takes.
+"""The seventeen lessons: what each gives, what it needs, how long it takes.
 
 Seconds to run are measured (`python -m qatcourse.keeper.notebooks --time`) and kept in data/lesson_seconds.json with the computer
 they were measured on. A reader's minutes are computed from what stands in a lesson and its solutions: one for every 50 words of
@@ -72,6 +72,7 @@ LESSONS = (
     Lesson("13", "learned_ranges", "Learned ranges", "LSQ and PACT against measured ranges", ("05",)),
     Lesson("14", "break_it_again", "Break it again", "six more patients, a doctor of your own", ("11",)),
     Lesson("15", "when_qat_pays", "When QAT pays", "PTQ and QAT at 8, 4 and 2 bits, with seeds", ("04",)),
+    Lesson("16", "your_own_network", "Your own network", "plain PyTorch, your data, the chip's files", ("07",)),
 )
 
 

@@ -73,7 +73,7 @@ def relink(notebook) -> None:
     """In a solutions notebook, let Markdown links that were written for the lesson's folder lead to the same files. In place."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((?=\d\d_\w+\.ipynb|short_qat\.ipynb|\w+\.md)(?!\d\d_\w+_solutions)", "](../", cell.source)
+            cell.source = re.sub(r"\]\((?=(?:\d\d|short|template)_\w+\.ipynb|\w+\.md)(?!\d\d_\w+_solutions)", "](../", cell.source)
             cell.source = cell.source.replace("](solutions/", "](")
 
 

@@ -1,7 +1,9 @@
 """Photographs of people: a folder in the official layout of Leeds Sports Pose (LSP) or LSP-extended.
 
     folder/joints.mat                  `joints`, numbers (3, 14, N) or (14, 3, N): x, y, flag (MATLAB 5; 7.3 with h5py)
-    folder/images/im0001.jpg ...       LSP, 2,000 pictures;  im00001.jpg ... LSP-extended, 10,000; .JPG and .jpeg, too
+    folder/images/im0001.jpg ...       LSP, 2,000 pictures;  im00001.jpg ... LSP-extended, 10,000; .jpeg and .png, too
+
+Names may be written in capitals.
 
 Johnson and Everingham, "Clustered pose and nonlinear appearance models for human pose estimation" (BMVC 2010) and "Learning
 effective human pose estimation from inaccurate annotation" (CVPR 2011). The two sets write the flag differently: in LSP every
@@ -102,8 +104,8 @@ def _select(folder: Path, split: str, n: int | None):
         raise ValueError(f"split {split!r} is unknown; choose 'train' or 'test'")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder that holds joints.mat and images/")
-    table, flags = read_joints(folder / "joints.mat")
-    numbers, paths, extended = _pictures(folder / "images")
+    table, flags = read_joints(_named(folder, "joints.mat"))
+    numbers, paths, extended = _pictures(_named(folder, "images"))
     if numbers[-1] > len(table) or numbers[0] < 1:
         odd = paths[0 if numbers[0] < 1 else -1].name
         raise ValueError(f"{folder / 'joints.mat'} describes pictures 1 to {len(table)}, but {odd} is there; copy the set again")
@@ -118,6 +120,12 @@ def _select(folder: Path, split: str, n: int | None):
     return table[rows][usable], labelled[usable], visible[usable], [paths[i] for i in usable]
 
 
+def _named(folder: Path, name: str) -> Path:
+    """The path of `name` in `folder`, where it may be written in capitals."""
+    path = folder / name
+    return path if path.exists() else next((other for other in folder.iterdir() if other.name.lower() == name), path)
+
+
 def read_joints(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (N, 14, 2), source pixels from the top left corner, and flags (N, 14) of a joints.mat in any axis order.
 
@@ -129,29 +137,31 @@ def read_joints(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with _readable(), open(path, "rb") as file:
         start = file.read(9)
         try:
-            joints = _hdf5(path) if start == b"MATLAB 7." else loadmat(file, variable_names=["joints"]).get("joints")
+            arrays = _hdf5(path) if start.startswith((b"MATLAB 7.", b"\x89HDF")) else loadmat(file)
         except ImportError:
             raise
         except Exception as problem:  # SciPy and h5py raise many kinds on damaged bytes
-            raise ValueError(f"{path} is damaged ({problem}); copy it again") from problem
+            raise ValueError(f"{path} is damaged or no file of MATLAB's ({problem}); copy it again") from problem
+    arrays = {name: array for name, array in arrays.items() if not name.startswith("__")}
+    joints = next((array for name, array in arrays.items() if name.lower() == "joints"), None)
     axes = _axes(joints)
     if axes is None:
-        found = "no array `joints`" if joints is None else f"`joints` of shape {np.shape(joints)}"
-        raise ValueError(f"{path} holds {found}; expected (3, 14, N) or (14, 3, N)")
-    if not np.issubdtype(joints.dtype, np.number) or not np.isfinite(joints).all():
+        found = f"no array `joints`, only {list(arrays)}" if joints is None else f"`joints` of shape {np.shape(joints)}"
+        raise ValueError(f"{path} holds {found}; save there what is (3, 14, N) or (14, 3, N) under the name `joints`")
+    if joints.dtype.kind not in "iuf" or not np.isfinite(joints).all():
         raise ValueError(f"{path} holds `joints` with values that are not finite numbers; copy it again")
     joints = joints.astype(np.float64).transpose(axes)
     return joints[..., :2] - 0.5, joints[..., 2] > 0.5
 
 
-def _hdf5(path: Path) -> np.ndarray | None:
-    """The array `joints` of a file that MATLAB 7.3 wrote, in MATLAB's order of axes (HDF5 has them reversed)."""
+def _hdf5(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that MATLAB 7.3 wrote, in MATLAB's order of axes (HDF5 has them reversed)."""
     try:
         import h5py
     except ImportError as problem:
         raise ImportError(f"{path} is of MATLAB 7.3 (HDF5); install what reads it with: pip install h5py") from problem
     with h5py.File(path) as file:
-        return file["joints"][()].T if "joints" in file else None
+        return {name: array[()].T for name, array in file.items() if isinstance(array, h5py.Dataset)}
 
 
 def _axes(joints: np.ndarray | None) -> tuple[int, int, int] | None:
@@ -166,13 +176,13 @@ def _pictures(folder: Path) -> tuple[list[int], list[Path], bool]:
     """Numbers (ascending) and paths of the pictures, and whether the names are those of LSP-extended."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; it holds im0001.jpg ... (LSP) or im00001.jpg ... (LSP-extended)")
-    pattern = re.compile(r"im(\d{4,5})\.jpe?g", re.IGNORECASE)
+    pattern = re.compile(r"im(\d{4,5})\.(jpe?g|png)", re.IGNORECASE)
     found = sorted((m[1], path) for path in folder.iterdir() if (m := pattern.fullmatch(path.name)))
     if not found:
         raise FileNotFoundError(f"{folder} holds no picture; expected im0001.jpg ... (LSP) or im00001.jpg ... (LSP-extended)")
     twice = next((a for (a, _), (b, _) in zip(found, found[1:]) if a == b), None)
     if twice:
-        raise ValueError(f"{folder} holds picture {twice} under two names (.jpg, .JPG); remove one of them")
+        raise ValueError(f"{folder} holds picture {twice} under two names (.jpg, .JPG, .png); remove one of them")
     widths = {len(number) for number, _ in found}
     if len(widths) > 1:
         raise ValueError(f"{folder} mixes names of LSP (im0001.jpg) and LSP-extended (im00001.jpg); give each its own folder")
@@ -189,7 +199,7 @@ def _open(path: Path) -> Image.Image:
 
 def _cache_name(folder: Path, split: str, paths: list[Path]) -> Path:
     """A name that changes with every file read (path, size, time of change) and with the way of cropping."""
-    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in [folder / "joints.mat", *paths]]
+    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in [_named(folder, "joints.mat"), *paths]]
     how = (str(folder.resolve()), MARGIN, LEAST_SIDE, STORED, CENTRAL, _RECIPE)
     key = hashlib.sha256(repr((how, stats)).encode()).hexdigest()[:12]
     return cache_folder() / f"lsp-{split}-n{len(paths)}-{key}.npz"

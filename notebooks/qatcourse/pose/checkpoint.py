@@ -10,9 +10,8 @@ from qatcourse.pose.model import PoseTiny
 from qatlib import ai8x
 from qatlib.ai8x.policy import load_policy
 from qatlib.ai8x.qat import layers
-from qatlib.export.network import check_state, with_state
 from qatlib.files import load
-from qatlib.files import save as write
+from qatlib.integer.checkpoint import check_state, save_checkpoint, state_of, with_state
 from qatlib.wording import short
 
 NUMBERS = ("epoch", "loss", "lr", "pck", "pckh", "pixel_error")  # of every epoch, in a history
@@ -23,17 +22,8 @@ def save(path: Path, model, config, epoch: int, history: list, optimizer=None) -
 
     Tensors, numbers and text only, so it loads with weights_only=True.
     """
-    content = {
-        "network": "qatcourse.pose.model:PoseTiny",
-        "arguments": {"side": model.side},
-        "epoch": epoch,
-        "config": dataclasses.asdict(config),
-        "state_dict": model.state_dict(),
-        "history": history,
-    }
-    if optimizer is not None:
-        content["optimizer"] = optimizer.state_dict()
-    write(path, content)
+    more = {"arguments": {"side": model.side}, "epoch": epoch, "config": dataclasses.asdict(config), "history": history}
+    save_checkpoint(path, model, **more, **({} if optimizer is None else {"optimizer": optimizer.state_dict()}))
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -46,18 +36,17 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def load_model(path: str | Path) -> PoseTiny:
     """The network in a checkpoint, float or in QAT, ready to evaluate."""
-    return model_from(read_checkpoint(path)["state_dict"])
+    return model_from(read_checkpoint(path), str(path))
 
 
-def model_from(state_dict: dict) -> PoseTiny:
+def model_from(state_dict: dict, where: str = "the state dict") -> PoseTiny:
     """A PoseTiny with `state_dict`, for pictures as large as its first layer reads; without batch norm where it has none (fused).
 
     Raises ValueError for the state dict of another network.
     """
-    check_state(state_dict)
-    first = state_dict.get("conv1.op.weight", torch.empty(0, 0))
+    first = state_of(state_dict, where).get("conv1.op.weight", torch.empty(0, 0))
     side = next((side for side in SIDES if first.dim() > 1 and first.shape[1] == 3 * (side // GRID) ** 2), SIDES[0])
-    return with_state(PoseTiny(side=side), state_dict)
+    return with_state(PoseTiny(side=side), state_dict, where)
 
 
 def restore(path: Path, config, model, optimizer):
@@ -71,7 +60,7 @@ def restore(path: Path, config, model, optimizer):
         raise ValueError(f"{path} holds a network only, no state of a training to continue; start in another folder")
     _check_config(content["config"], config, path)
     _check_progress(content["epoch"], content["history"], config, path)
-    restored = model_from(content["state_dict"])
+    restored = model_from(content, str(path))
     _check_bits(restored, content["epoch"], config, path)
     for name, module in layers(restored).items():
         if module.bn is None:

@@ -29,10 +29,10 @@ from qatcourse.pose.settings import PRESETS, RECIPES, Config, configure  # noqa:
 from qatcourse.pose.teacher import Teacher
 from qatlib import ai8x
 from qatlib.ai8x.qat import layers
-from qatlib.export.network import load_state
 from qatlib.files import load as read_file
 from qatlib.files import prepare_folder
 from qatlib.files import save as write_file
+from qatlib.integer.checkpoint import load_state
 
 TEACHER = 0.7  # its share of the loss, where there is one
 FORMAT = torch.channels_last  # convolutions train about a fifth faster when a pixel's channels lie side by side

@@ -11,18 +11,18 @@ _COLOURS = [PALETTE[name] for name in ("blue", "orange", "green", "pink", "black
 _TICKS = (25, 50, 100, 150, 200, 300, 400, 800, 1600)  # kilobytes
 _PLACES = {"00": (0, 3), "01": (1, 3), "08": (2, 3), "10": (3, 3), "02": (0, 2), "03": (1, 2), "04": (2, 2), "15": (3, 2),
            "14": (0, 1), "06": (1, 1), "05": (2, 1), "13": (3, 1), "11": (0, 0), "07": (1, 0), "09": (2, 0),
-           "12": (3, 0)}  # fmt: skip  # no arrow passes behind a box
+           "12": (3, 0), "16": (1, -1)}  # fmt: skip  # no arrow passes behind a box
 
 
 @drawing
 def lesson_map(lessons):
     """The `LESSONS` as boxes, an arrow from each to those that build on it. Returns (figure, sentence)."""
-    fig, axis = figure(width=8.6, height=5.6)
+    fig, axis = figure(width=8.6, height=7)
     boxes = {lesson.number: _box(axis, lesson) for lesson in lessons}
     for lesson in lessons:
         for before in lesson.needs:
             _arrow(axis, before, lesson.number, boxes)
-    axis.set(xlim=(-0.5, 3.5), ylim=(-0.4, 3.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
+    axis.set(xlim=(-0.5, 3.5), ylim=(-1.4, 3.4), xticks=[], yticks=[], title="The lessons: what each gives, and what comes before")
     axis.grid(False)
     axis.spines[:].set_visible(False)
     after = [f" after {' and '.join(lesson.needs)}" if lesson.needs else "" for lesson in lessons]
