@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -534,10 +535,8 @@ def test_a_compiled_network_is_one_graph_and_computes_the_same(bits, share):
     torch._dynamo.reset()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_network_compiled_by_inductor_computes_the_same():
-    shutil = pytest.importorskip("shutil")
-    if shutil.which("g++") is None:
-        pytest.skip("inductor needs a C++ compiler")
     net, x = quantized(), pictures()
     torch._dynamo.reset()
     twin = copy.deepcopy(net)
