@@ -157,7 +157,7 @@ class _Builder:
         pool = None if layer.pool is None else self._pooling(node, layer)
         if layer.op is None:
             return {"kind": "pool", "pool": pool, "layer": node.module}
-        kind = KINDS[type(layer.op)]
+        kind = next(kind for cls, kind in KINDS.items() if isinstance(layer.op, cls))  # parametrised weights make a subclass
         common = {
             "layer": node.module, "kind": kind, "pool": pool, "activation": layer.activation and layer.activation.lower(),
             "wide": bool(layer.wide), "weight_bits": int(layer.weight_bits.item()), "bias": layer.op.bias is not None,

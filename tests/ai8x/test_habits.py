@@ -447,6 +447,7 @@ def test_computed_weights_train_and_are_refused_by_name_until_they_are_final(nam
         optimizer.step()
     net.eval()
     before = net(pictures())
+    assert ai8x.fit(net).weight_bytes == ai8x.fit(fresh()).weight_bytes, "the meter needs no final weights"
     for call in (lambda: ai8x.start_qat(net, [pictures()], POLICY, progress=False), lambda: qatlib.quantize_model(net, 8)):
         with pytest.raises(ValueError, match="right: its weights are computed"):
             call()
