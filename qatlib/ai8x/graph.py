@@ -26,7 +26,6 @@ class Node:
     """One call in execution order. `name` is unique (a second call of `conv1` is `conv1@1`), `module` the qualified name or "".
 
     `inputs` are the nodes whose values it reads: x.size(0), x.shape and zeros_like(x) read none.
-
     `kind` is input, layer, eltwise, cat, flatten, view or other; `target` the class or function called; `axis` that of a cat
     (batch included); `shape` that of the output without the batch, None where it is not known.
     """
@@ -120,12 +119,16 @@ def trace(model: nn.Module) -> Graph:
     return Graph(nodes, tuple(_inputs(result, names)), root, calls, names)
 
 
+def tensors_in(output) -> list[torch.Tensor]:
+    """The tensors in what a network returns; numbers, None and other objects beside them do not matter."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
 def require_same(graph: Graph, model: nn.Module, *inputs: torch.Tensor) -> None:
     """Raise ValueError unless the traced graph computes what the call `model(*inputs)` does."""
     with evaluating(graph.root):
         run = fx.Interpreter(graph.root, graph=graph.calls).run  # clones: a network may write into its input
-        results = [network(*(x.clone() for x in inputs)) for network in (run, model)]
-    traced, called = ([t for t in tree_leaves(result) if isinstance(t, torch.Tensor)] for result in results)
+        traced, called = (tensors_in(network(*(x.clone() for x in inputs))) for network in (run, model))
     if len(traced) != len(called) or not all(map(same, traced, called)):
         raise ValueError(
             f"the graph of {type(model).__name__} computes something else than its call: its forward asks Python questions that "

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from qatlib.ai8x import mode as target
 from qatlib.ai8x.eltwise import Eltwise
-from qatlib.ai8x.graph import evaluating, place, require_same, trace, unwrap
+from qatlib.ai8x.graph import Graph, evaluating, place, require_same, tensors_in, trace, unwrap
 from qatlib.ai8x.layer import QuantizationAwareModule, require_precise
 from qatlib.ai8x.policy import QATPolicy, load_policy
 from qatlib.ai8x.scales import apply_scales
@@ -106,16 +105,16 @@ def pre_qat(model: nn.Module, train_loader, args=None, qat_policy=None, progress
     check_weights(model)
     if not vendor_exact:
         _refuse_second(model)
-    trace(model)  # a network that cannot be traced is refused before the long pass
+    graph = trace(model)  # a network that cannot be traced is refused before the long pass
     with all_or_nothing(model), evaluating(model):
-        sample, before = _measure(model, train_loader, policy, progress, vendor_exact)
+        sample, before = _measure(model, graph, train_loader, policy, progress, vendor_exact)
         apply_scales(model, vendor_exact)
         after = model(sample)
     if not vendor_exact:
         _warn_if_changed(before, after)
 
 
-def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exact: bool):
+def _measure(model, graph: Graph, train_loader, policy: QATPolicy, progress: bool, vendor_exact: bool):
     """Set the thresholds; return the last batch and what the network made of it."""
     device, sample, output = place(model).device, None, None
     init_hist(model)
@@ -126,7 +125,7 @@ def _measure(model, train_loader, policy: QATPolicy, progress: bool, vendor_exac
             sample = sample.to(device)
             first, output = output is None, _output(model, sample)
             if first:
-                require_same(trace(model), model, sample)
+                require_same(graph, model, sample)
         if sample is None:
             raise ValueError("train_loader gave no batch; give it data (an iterator that was used up needs to be made again)")
         if not vendor_exact:
@@ -192,16 +191,10 @@ def _warn_if_changed(before, after) -> None:
         )
 
 
-def tensors_in(output) -> list[torch.Tensor]:
-    """The tensors in what a network returns; numbers, None and other objects beside them do not matter."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-
-
 def initiate_qat(m: nn.Module, qat_policy, export: bool = False) -> None:
     """Switch quantization on in every layer, with the policy's bits (bias_bits = weight_bits), and the clamps of sums.
 
-    Call it again with another policy to change bits later. Raises ValueError for an override that names no layer (the vendor
-    ignores it) and for what `load_policy` refuses.
+    Call it again to change bits. ValueError for an override that names no layer (the vendor ignores it), and as `load_policy`.
     """
     policy, found = load_policy(qat_policy), layers(m)
     policy.check_names(found)

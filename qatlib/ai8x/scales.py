@@ -32,6 +32,14 @@ class Relations:
         self.outputs: set[str] = set().union(*(reach[name] for name in graph.outputs))
         self.feeding = set().union(*self.prevs.values())
 
+    def groups(self) -> list[set[str]]:
+        """Who must share a scale, directly or through others."""
+        groups: list[set[str]] = []
+        for together in [*self.prevs.values(), *self.concats, *(members for _, members in self.sums)]:
+            joined = set(together).union(*(g for g in groups if g & together))
+            groups = [g for g in groups if not g & together] + [joined]
+        return groups
+
     def _visit(self, node: Node, module, upstream: set[str]) -> set[str]:
         if node.kind == "layer" and module.op is not None:
             self.prevs.setdefault(node.module, set()).update(upstream)
@@ -76,11 +84,7 @@ def apply_scales(model: nn.Module, vendor_exact: bool = False) -> None:
 
 def _equalise(relations: Relations, thresholds: dict, modules: dict) -> None:
     """Everything that must share a scale, directly or through others, gets the largest threshold among it (0 beside the input)."""
-    groups: list[set[str]] = []
-    for together in [*relations.prevs.values(), *relations.concats, *(members for _, members in relations.sums)]:
-        joined = set(together).union(*(g for g in groups if g & together))
-        groups = [g for g in groups if not g & together] + [joined]
-    for group in groups:
+    for group in relations.groups():
         largest = max((thresholds[name] for name in group - relations.fixed), default=0.0)
         if group & relations.fixed and largest > 0:
             clipped = ", ".join(sorted(group - relations.fixed))

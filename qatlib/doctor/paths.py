@@ -40,7 +40,7 @@ def paths(model: nn.Module, shape: tuple[int, ...] | None = None) -> Paths:
     relations = Relations(graph, modules)
     found = Paths(used={node.module for node in graph if node.module})
     found.heads = relations.outputs - relations.feeding.union(*(members for _, members in relations.sums))
-    found.groups = _groups(relations)
+    found.groups = relations.groups()
     _plain(found, graph)
     _scales(found, graph, modules, relations)
     if shape is not None or getattr(root, "input_shape", None) is not None:
@@ -68,7 +68,8 @@ def _ahead(graph: Graph) -> set[str]:
 
 def _plain(found: Paths, graph: Graph) -> None:
     live = _live(graph)
-    found.foreign, ahead, names = foreign(live), _ahead(live), {node.name for node in live}
+    ahead = _ahead(live)
+    found.foreign, names = foreign(graph), {node.name for node in live}
     for node in live:
         if node.target.rstrip("_") in SUMS and len(names.intersection(node.inputs)) > 1:
             found.foreign.pop(node.name, None)
@@ -93,14 +94,6 @@ def _refusals(found: Paths, graph: Graph, root: nn.Module, shape) -> None:
         convert(root, None, shape_of_input(root, shape))
     except (ValueError, TypeError) as problem:
         found.last_word = "" if refused else str(problem)
-
-
-def _groups(relations: Relations) -> list[set[str]]:
-    groups: list[set[str]] = []
-    for together in [*relations.prevs.values(), *relations.concats, *(members for _, members in relations.sums)]:
-        joined = set(together).union(*(group for group in groups if group & together))
-        groups = [group for group in groups if not group & together] + [joined]
-    return groups
 
 
 def _scales(found: Paths, graph: Graph, modules: dict, relations: Relations) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from qatlib.ai8x import mode
-from qatlib.ai8x.graph import evaluating, unwrap
+from qatlib.ai8x.graph import evaluating, tensors_in, unwrap
 from qatlib.port.fuse import Fused
 from qatlib.port.problems import problems
 from qatlib.port.rewrites import REWRITES, hoist
 from qatlib.port.torch_graph import Plain, read
-from qatlib.port.tracing import plain_class, tensors
+from qatlib.port.tracing import plain_class
 from qatlib.wording import columns
 
 
@@ -102,7 +102,7 @@ def _rewrite(plain: Plain, names: tuple[str, ...]) -> None:
 def _require_carried(plain: Plain, network: nn.Module) -> None:
     """Raise ValueError unless `network` computes what the model does: a safeguard, where all rewrites are exact."""
     with evaluating(network):
-        found = tensors(network(plain.sample))
+        found = tensors_in(network(plain.sample))
     for value, step in zip(found, plain.outputs()):  # equal, but for the order of sums
         if not torch.allclose(value, step.value, rtol=1e-3, atol=1e-3 * step.value.abs().max().item(), equal_nan=True):
             raise ValueError("the converted network computes something else; does an in-place operation change what is read "

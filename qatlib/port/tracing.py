@@ -2,9 +2,8 @@
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
 
-from qatlib.ai8x.graph import Tracer, evaluating, same
+from qatlib.ai8x.graph import Tracer, evaluating, same, tensors_in
 
 _FACTS = {"shape", "ndim", "dtype", "device", "is_cuda", "size", "dim", "numel", "nelement", "ndimension", "is_contiguous",
           "is_floating_point", "get_device"}  # fmt: skip
@@ -71,7 +70,7 @@ def trace(model: nn.Module, sample: torch.Tensor) -> tuple[fx.Graph, dict[fx.Nod
     with evaluating(model), torch.random.fork_rng(devices=[]):
         try:
             torch.manual_seed(0)
-            wanted = tensors(model(sample.clone()))
+            wanted = tensors_in(model(sample.clone()))
         except Exception as refused:
             said, shape = (str(refused).splitlines() or [type(refused).__name__])[0], tuple(sample.shape[1:])
             raise ValueError(f"{name} does not accept inputs of shape {shape} (without batch): {said}") from None
@@ -85,7 +84,7 @@ def trace(model: nn.Module, sample: torch.Tensor) -> tuple[fx.Graph, dict[fx.Nod
         finally:
             for constant in vars(model).keys() - attributes:  # which the tracer has left there
                 delattr(model, constant)
-    found = tensors(fx.map_arg(result(graph), tracer.run.env.get))
+    found = tensors_in(fx.map_arg(result(graph), tracer.run.env.get))
     if len(found) != len(wanted) or not all(map(same, found, wanted)):
         raise ValueError(f"{name} computes something else when traced: its forward asks Python questions that only tensors answer "
                          "rightly (isinstance, hasattr); decide in __init__, or by the arguments of forward")  # fmt: skip
@@ -95,7 +94,3 @@ def trace(model: nn.Module, sample: torch.Tensor) -> tuple[fx.Graph, dict[fx.Nod
 def result(graph: fx.Graph):
     """What the graph returns: a structure of nodes."""
     return next(node for node in graph.nodes if node.op == "output").args[0]
-
-
-def tensors(output) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(output) if isinstance(t, torch.Tensor)]
