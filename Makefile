@@ -19,7 +19,7 @@ PYTHON := .venv/bin/python
 READY := .venv/ready
 NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help run test processors lab notebooks pretrained reference bench clean
+.PHONY: help run test processors lab book notebooks pretrained reference bench clean
 
 help:
 	@echo "make run        train the tiny pose network in three versions, export int8, execute the notebooks into runs/"
@@ -27,6 +27,7 @@ help:
 	@echo "make test       ruff, then all tests and every notebook"
 	@echo "make processors the exact tests again, with float sums in the orders of other processors"
 	@echo "make lab        JupyterLab on notebooks/ (LAB_OPTIONS=--no-browser where there is no screen)"
+	@echo "make book       the lessons as pages for a browser, in book/ (begin at book/index.html)"
 	@echo "make notebooks  write the notebooks again, with outputs"
 	@echo "make pretrained train the committed float network again"
 	@echo "make reference  measure the numbers that the README and the lessons quote"
@@ -47,6 +48,9 @@ lab: $(READY)
 	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	  --LabApp.news_url=None $(LAB_OPTIONS) notebooks
 
+book: $(READY)
+	$(PYTHON) -m qatcourse.book
+
 notebooks: $(READY)
 	$(PYTHON) -m qatcourse.keeper.notebooks
 
@@ -62,7 +66,7 @@ bench: $(READY)
 	$(PYTHON) tests/speed/bench.py
 
 clean:
-	rm -rf data/cache build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf book data/cache build dist .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The file .venv/ready is written last, so an interrupted installation starts again.

@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class IntRange:
-    """The integer codes of `bit_width` bits: q_min..q_max, both included.
+    """The integer codes of `bit_width` bits (1..32, else ValueError): q_min..q_max, both included.
 
     >>> IntRange(8), IntRange(4).levels, IntRange(8, signed=False).q_max
     (IntRange(-128..127), 16, 255)
@@ -54,7 +54,7 @@ def round_half_up(x: torch.Tensor) -> torch.Tensor:
 
 
 def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """Forward: `rounded`, to the last bit. Backward: the gradient of x, as if no rounding had happened.
+    """Forward: `rounded`, shaped as x, to the last bit. Backward: the gradient of x, as if no rounding had happened.
 
     The sum is exact because x - x.detach() is exactly zero. The popular `x + (rounded - x).detach()` is exact
     too while x and `rounded` are within a factor of two (Sterbenz), but not where clamping has moved x far.
@@ -139,7 +139,7 @@ def dequantize(q: torch.Tensor, scale, zero_point=0) -> torch.Tensor:
 def fake_quantize(
     x: torch.Tensor, scale, zero_point=0, bit_width: int = 8, signed: bool = True, clip_gradient: bool = True
 ) -> torch.Tensor:
-    """Quantize and dequantize, with a straight-through gradient.
+    """Quantize and dequantize, with a straight-through gradient: float32 of the shape of x. Raises as `quantize`.
 
     The gradient is 1 where the code was inside q_min..q_max before clamping and, with `clip_gradient`, 0 elsewhere.
 
@@ -156,7 +156,7 @@ def fake_quantize(
 
 
 def symmetric_scale(x: torch.Tensor, bit_width: int = 8, dim: int | None = None) -> torch.Tensor:
-    """Scale of a symmetric quantizer (zero_point 0): max|x| / q_max, over all of x or per channel `dim`.
+    """Scale of a symmetric quantizer (zero_point 0): max|x| / q_max, shape (), or per channel `dim`, (.., 1, C, 1, ..).
 
     0 where all of x is 0 (`quantize` then refuses the scale). Raises TypeError for x that is no real tensor, ValueError for an
     empty x, for NaN, or for a `dim` that x does not have.
@@ -173,7 +173,7 @@ def symmetric_scale(x: torch.Tensor, bit_width: int = 8, dim: int | None = None)
 
 
 def affine_params(x_min, x_max, bit_width: int = 8, signed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, zero_point) of an affine quantizer whose codes span x_min..x_max, widened so that real 0 has an exact code.
+    """(scale, zero_point) for codes that span x_min..x_max and real 0, exactly. ValueError for ends swapped or not finite.
 
     >>> scale, zero_point = affine_params(-1.0, 3.0, bit_width=8, signed=False); round(scale.item(), 4), int(zero_point)
     (0.0157, 64)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from lab import FLAGS, chromium
 from orders import sums
 
 from qatlib import ai8x
@@ -41,3 +42,21 @@ def cross_compiler():
         if os.environ.get("QATLIB_CORTEX_REQUIRED") == "1":
             pytest.fail(f"{problem}; QATLIB_CORTEX_REQUIRED=1 forbids to skip")
         pytest.skip(problem)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. Without it the test is skipped, or fails where QATLIB_BROWSER_REQUIRED=1 (in CI).
+
+    A module each: while its driver is open, asyncio says that a loop is running.
+    """
+    if (path := chromium()) is None:
+        if os.environ.get("QATLIB_BROWSER_REQUIRED") == "1":
+            pytest.fail("Chromium is not installed, and QATLIB_BROWSER_REQUIRED=1 forbids to skip; apt-get install chromium")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield opened
+        opened.close()

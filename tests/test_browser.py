@@ -5,34 +5,18 @@ says that they must not be, as in CI. Screenshots go to runs/screenshots. Slider
 `python tests/speed/latency.py` measures every widget of every lesson.
 """
 
-import os
 import re
 import shutil
 import statistics
 from pathlib import Path
 
 import pytest
-from lab import FLAGS, chromium, key_times, next_key, press, run_all, server
+from lab import key_times, next_key, press, run_all, server
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "screenshots"
 SECONDS = 300  # for all cells of one lesson; on an idle computer they need about 20
-REQUIRED = os.environ.get("QATLIB_BROWSER_REQUIRED") == "1"
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    if path is None:
-        if REQUIRED:
-            pytest.fail("Chromium is not installed, and QATLIB_BROWSER_REQUIRED=1 forbids to skip; apt-get install chromium")
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api") if not REQUIRED else __import__("playwright.sync_api").sync_api
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

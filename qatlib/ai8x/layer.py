@@ -1,6 +1,6 @@
 """The one layer that all ai8x layers are: pool, quantized convolution or product, shift, activation, rounding, clamp.
 
-Arithmetic of QATv2 (ai8x-training, `ai8x.py`), to the last bit; section numbers in the docstrings are of its forward pass.
+Arithmetic of QATv2 (ai8x-training, `ai8x.py`), to the last bit; sections that comments name are of its forward pass.
 In every mode 1.0 is 128 integer codes. Modes: float (bits 0), QAT (bits 1, 2, 4 or 8), and simulate (the chip's integers).
 """
 

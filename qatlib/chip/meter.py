@@ -56,19 +56,22 @@ class Fit:
 
     @property
     def fits(self) -> bool:
+        """Whether no limit of the chip is violated."""
         return not self.violations
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all weights at their own bits, without biases."""
         return sum(row.weight_bytes for row in self.rows)
 
     @property
     def macs(self) -> int:
+        """Multiplications with additions a picture, as of `LayerSpec`."""
         return sum(row.macs for row in self.rows)
 
     @property
     def cycles(self) -> int:
-        """Estimate; see FORMULA."""
+        """Estimated clock cycles a picture; see `FORMULA`."""
         return sum(row.cycles for row in self.rows)
 
     @property
@@ -156,7 +159,7 @@ def fit(model, input_shape: tuple[int, ...] | None = None, device: int | None = 
     """Cost of `model` and whether it fits `device` (85 or 87; by default the one of `set_device`).
 
     `model` is a network of ai8x layers, before or after training, a compact model, or a list of `LayerSpec`; `input_shape` is
-    (C, H, W), by default `model.input_shape`. Weights before QAT count as 8 bits. Times are estimates, see FORMULA. Raises
+    (C, H, W), by default `model.input_shape`. Weights before QAT count as 8 bits. Times are estimates, see `FORMULA`. Raises
     ValueError for an unknown device or a network that cannot be traced.
     """
     if device is None:

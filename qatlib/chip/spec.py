@@ -72,6 +72,7 @@ class LayerSpec:
 
     @property
     def has_weights(self) -> bool:
+        """Whether it is a convolution or linear."""
         return self.kind in ("conv2d", "conv1d", "conv_transpose2d", "linear")
 
     @property
@@ -81,6 +82,7 @@ class LayerSpec:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of the weights at their own bits (without bias)."""
         return ceil(self.weights * self.bits / 8)
 
     @property

@@ -37,14 +37,17 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[Finding]:
+        """The findings that are no mere notes."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
     def healthy(self) -> bool:
+        """Whether there is no problem; notes may be there."""
         return not self.problems
 
     @property
     def verdict(self) -> str:
+        """The result in a few words: healthy, or how many problems of which names."""
         notes = len(self.findings) - len(self.problems)
         extra = f" ({_counted(notes, 'note')})" if notes else ""
         if self.healthy:

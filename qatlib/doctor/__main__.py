@@ -1,4 +1,4 @@
-"""Examine a checkpoint:  python -m qatlib.doctor runs/final.pth [--network MODULE:CLASS] [--inputs FILE.npy]
+"""Examine a checkpoint: `python -m qatlib.doctor runs/final.pth [--network MODULE:CLASS] [--inputs FILE.npy]`.
 
 Reads checkpoints (a dict with 'state_dict', as the vendor's training writes it, or a plain state dict) and compact files
 (`model_8bit.pth`). Without --network it judges parameters only; with it, MODULE is imported, which runs it, and the network sees
@@ -85,7 +85,7 @@ def inputs(path: str) -> torch.Tensor:
 
 @command("doctor")
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m qatlib.doctor", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m qatlib.doctor", description="Examine a checkpoint.")
     parser.add_argument("checkpoint", type=Path, help="a .pth or .pth.tar file")
     add_options(parser)
     parser.add_argument("--inputs", metavar="FILE.npy", help="a batch of inputs for --network; default: its sample_inputs, or none")

@@ -1,4 +1,4 @@
-"""python -m qatlib.export all CHECKPOINT FOLDER: write every form.   python -m qatlib.export check FOLDER: prove them equal.
+"""`python -m qatlib.export all CHECKPOINT FOLDER` writes every form; `python -m qatlib.export check FOLDER` proves them equal.
 
 A checkpoint needs its network: --network MODULE:CLASS, where importing MODULE runs it.
 """

@@ -16,7 +16,7 @@ class QuantizedModel(nn.Module):
 
     `q(x)` takes real values on the 1/128 grid in [-1, 127/128], (N, *input_shape), and returns the QAT network's real
     outputs, float32, bit for bit (while its sums stay below 2^24, where float32 is exact). Only in front of an Abs activation
-    may a code differ by one: see `integer.narrow`.
+    may a code differ by one: see `engine.narrow`.
     """
 
     def __init__(self, compact: CompactModel):
@@ -37,6 +37,7 @@ class QuantizedModel(nn.Module):
         return self._compact
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Real outputs, float32, of real inputs on the grid, or of int8 codes; raises as `Integer` does."""
         codes = x.detach() if x.dtype == torch.int8 else _codes(x)
         outputs = real_values(self.compact, engine_of(self.compact)(codes.cpu().numpy()))
         tensors = tuple(torch.from_numpy(y).to(x.device) for y in (outputs if isinstance(outputs, tuple) else (outputs,)))

@@ -74,7 +74,7 @@ def relink(notebook) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((?=(?:\d\d|short|template)_\w+\.ipynb|\w+\.md)(?!\d\d_\w+_solutions)", "](../", cell.source)
-            cell.source = cell.source.replace("](solutions/", "](")
+            cell.source = cell.source.replace("](solutions/", "](").replace("](solutions)", "](.)")
 
 
 def merged(outputs: list) -> list:

@@ -75,7 +75,7 @@ def microcontroller() -> str:
 def lessons() -> str:
     """The lessons with what each gives and a reader's minutes."""
     rows = [f"| {one.number} | [{one.title}](notebooks/{one.path.name}) | {one.gives} | {one.minutes} |" for one in LESSONS]
-    return "\n".join(["| | lesson | you get | minutes |", "|---|---|---|---|", *rows])
+    return "\n".join(["| no. | lesson | you get | minutes |", "|---|---|---|---|", *rows])
 
 
 def seeds(group: str, bit_widths: tuple[int, ...]) -> str:

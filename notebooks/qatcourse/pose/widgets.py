@@ -1,10 +1,13 @@
 """The trained pose network at every bit width: PTQ beside QAT, measured once, then looked at with a slider."""
 
+import base64
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from qatcourse import viz
 from qatcourse.labs.compare import fair, further, integer_bytes, teacher_of
@@ -15,6 +18,8 @@ from qatcourse.pose.evaluate import calibration_batches, predict, score
 from qatcourse.pose.train import Config, load_model, read_checkpoint
 from qatcourse.viz import widgets
 from qatlib.files import write_atomic
+
+SHOWN = 6  # people in the slider's picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +64,33 @@ def bit_widths(
 
 
 def bit_width_slider(widths: list[Width], images: np.ndarray, start: int = 8):
-    """A slider over `widths`: skeletons of PTQ above QAT, with PCK and bytes in its sentence. Every picture is drawn beforehand."""
-    known = {width.bits: width for width in widths}
+    """A slider over `widths`: skeletons of PTQ above QAT, with PCK and bytes in its sentence. Every picture is drawn beforehand.
+
+    Its output keeps what it draws: training takes minutes, and a page without a kernel shows the same people.
+    """
+    shown, strip = min(len(images), SHOWN), io.BytesIO()
+    Image.fromarray(np.concatenate(images[:shown])).save(strip, format="png")
+    measured = []
+    for width in widths:
+        places = {name: viz.base.array(getattr(width, name)[:shown]).round(2).tolist() for name in ("ptq", "qat")}
+        measured.append(vars(width) | places)
+    kept = {"start": start, "widths": measured, "images": base64.b64encode(strip.getvalue()).decode()}
+    return drawn_again(json.dumps(kept, separators=(",", ":")))
+
+
+def drawn_again(stored: str):
+    """The slider of an output that kept `stored`: JSON of `start`, `widths` and `images` (a PNG of squares one below the other)."""
+    kept = json.loads(stored)
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(kept["images"]))))
+    images = strip.reshape(-1, strip.shape[1], *strip.shape[1:])
+    known = {each["bits"]: Width(**each | {name: np.array(each[name]) for name in ("ptq", "qat")}) for each in kept["widths"]}
 
     def draw(bits):
-        return viz.bit_width_panel(images, known[bits])
+        return viz.bit_width_panel(images, known[bits], SHOWN)
 
-    return widgets.slider_figure(draw, bits=sorted(known), start={"bits": start}, height=290, prerender=True)
+    figure = widgets.slider_figure(draw, bits=sorted(known), start={"bits": kept["start"]}, height=290, prerender=True)
+    figure.stored = stored
+    return figure
 
 
 def closer(places: dict[str, np.ndarray], poses: PoseSet) -> dict[str, tuple]:

@@ -24,6 +24,7 @@ def _view(widget, fallback: dict, metadata: dict | None = None) -> None:
 
 
 LOOK = {"style": {"description_width": "9em"}, "layout": {"width": "28em"}}  # of every slider, so that they stand in line
+STORED = "application/vnd.qatlib.figure+json"
 KEPT = 64  # frames kept of a slider that draws on demand: a fine slider dragged for an hour must not fill the memory
 
 
@@ -54,18 +55,21 @@ class SliderFigure:
     """A picture redrawn by sliders. See `slider_figure`.
 
     `sliders`: name -> ipywidgets control; `picture`: the HTML widget that holds the drawing; `sentence`: the text below it;
-    `values`: the sliders' values; `html`: what is shown now.
+    `values`: the sliders' values; `html`: what is shown now. `stored`: what its output keeps (JSON text) of a figure whose
+    data takes too long to compute again; None for the others.
     """
+
+    stored: str | None = None
 
     def __init__(self, draw: Callable, sliders: dict, height: int, prerender: bool):
         self._draw, self._frames, self._kept = draw, {}, KEPT
-        self.sliders = sliders
+        self.sliders, self.height = sliders, height
         self.picture = ipywidgets.HTML(layout={"height": f"{height}px", "min_height": f"{height}px", "overflow": "hidden"})
         self._text = ipywidgets.HTML(layout={"min_height": "4.5em"})  # three lines: the page below never jumps
         if prerender:
-            for values in itertools.product(*(_options(slider) for slider in sliders.values())):
+            for values in itertools.product(*(options(slider) for slider in sliders.values())):
                 self._kept += 1
-                self._frame(dict(zip(sliders, values)))
+                self.frame(dict(zip(sliders, values)))
         for slider in sliders.values():
             slider.observe(self._redraw, names="value")
         self._redraw()
@@ -80,9 +84,10 @@ class SliderFigure:
 
     @property
     def sentence(self) -> str:
-        return self._frame(self.values)[1]
+        return self.frame(self.values)[1]
 
-    def _frame(self, values: dict):
+    def frame(self, values: dict) -> tuple[str | bytes, str]:
+        """(picture, sentence) at these values of all sliders; a picture is SVG, HTML or PNG bytes."""
         key = tuple(values.values())
         if key not in self._frames:
             drawn = self._draw(**values)
@@ -96,24 +101,20 @@ class SliderFigure:
 
     def _redraw(self, change=None):
         try:
-            picture, sentence = self._frame(self.values)
+            picture, sentence = self.frame(self.values)
         except Exception as problem:
             self._text.value = f'<p role="alert">This drawing failed: {escape.escape(str(problem))}</p>'
             raise
-        said = escape.escape(sentence)
-        if isinstance(picture, bytes):
-            picture = f'<img alt="{said}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
-        elif picture.startswith("<svg"):
-            picture = picture.replace("<svg", f'<svg aria-label="{said}"', 1)
-        self.picture.value = picture
-        self._text.value = f'<p aria-live="polite" class="qatlib-sentence" style="line-height:1.4;margin:0">{said}</p>'
+        self.picture.value, self._text.value = markup(picture, sentence)
 
     def _ipython_display_(self) -> None:
-        picture, sentence = self._frame(self.values)
+        picture, sentence = self.frame(self.values)
         if isinstance(picture, str) and not picture.startswith("<svg"):
             data, metadata = {"text/html": picture, "text/plain": sentence}, {}
         else:
             data, metadata = bundle(picture, sentence)
+        if self.stored:
+            data[STORED] = self.stored
         radio = ipywidgets.RadioButtons
         controls = [separate(control) if isinstance(control, radio) else control for control in self.sliders.values()]
         _view(ipywidgets.VBox([*controls, self.picture]), data, metadata)
@@ -122,12 +123,23 @@ class SliderFigure:
         _view(self._text, {"text/markdown": still, "text/plain": sentence})
 
 
-def _options(control) -> list:
-    if hasattr(control, "options"):
+def markup(picture: str | bytes, sentence: str) -> tuple[str, str]:
+    """A picture and its sentence as HTML, in JupyterLab and in the book."""
+    said = escape.escape(sentence)
+    if isinstance(picture, bytes):
+        picture = f'<img alt="{said}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
+    elif picture.startswith("<svg"):
+        picture = picture.replace("<svg", f'<svg aria-label="{said}"', 1)
+    return picture, f'<p aria-live="polite" class="qatlib-sentence" style="line-height:1.4;margin:0">{said}</p>'
+
+
+def options(control) -> list:
+    """The values that a control can have. Raises TypeError where they cannot be counted."""
+    if isinstance(control, ipywidgets.widget_selection._Selection):
         return [option[1] if isinstance(option, tuple) else option for option in control.options]
     if isinstance(control, ipywidgets.IntSlider):
         return list(range(control.min, control.max + 1, control.step))
-    raise TypeError(f"prerender needs sliders with a countable set of values, not {type(control).__name__}")
+    raise TypeError(f"{type(control).__name__} {control.description!r} has no countable set of values: give a range or a list")
 
 
 def _control(name: str, values, start) -> ipywidgets.Widget:
@@ -179,16 +191,35 @@ class Prediction:
     def feedback(self) -> str:
         return re.sub("<[^>]+>", "", self._answer.value)
 
-    def _reply(self, change):
-        verdict = "Yes." if change["new"] == self.answer else f"Not this time: {escape.escape(self.answer)}."
-        self._answer.value = f'<div aria-live="polite"><b>{verdict}</b> {escape.escape(self.because)}</div>'
+    def reply(self, choice: str) -> str:
+        """The feedback on `choice`, as HTML."""
+        verdict = "Yes." if choice == self.answer else f"Not this time: {escape.escape(self.answer)}."
+        return f'<div aria-live="polite"><b>{verdict}</b> {escape.escape(self.because)}</div>'
 
-    def _ipython_display_(self) -> None:
+    def _reply(self, change):
+        self._answer.value = self.reply(change["new"])
+
+    @property
+    def still(self) -> str:
+        """The question as Markdown, for readers without a kernel; `Prediction.read` turns it back."""
         listed = "\n".join(f"- {choice}" for choice in self.choices)
         hidden = f"<details><summary>Answer</summary>{escape.escape(self.answer)}. {escape.escape(self.because)}</details>"
-        still = f"**Predict first.** {self.question}\n\n{listed}\n\n{hidden}"
+        return f"**Predict first.** {self.question}\n\n{listed}\n\n{hidden}"
+
+    @classmethod
+    def read(cls, still: str) -> "Prediction | None":
+        """The question that a stored output holds as Markdown; None where it is something else."""
+        pattern = r"\*\*Predict first\.\*\* (.+)\n\n((?:- .+\n)+)\n<details><summary>Answer</summary>(.+)</details>"
+        if not (found := re.fullmatch(pattern, still.strip(), re.DOTALL)):
+            return None
+        question, listed, solved = found.groups()
+        choices, solved = listed.strip()[2:].split("\n- "), escape.unescape(solved)
+        answer = max((choice for choice in choices if solved.startswith(f"{choice}. ")), key=len, default=None)
+        return answer and cls(question, choices, answer, solved[len(answer) + 2 :])
+
+    def _ipython_display_(self) -> None:
         asked = ipywidgets.VBox([self.title, separate(self.buttons), self._answer])
-        _view(asked, {"text/markdown": still, "text/plain": self.question})
+        _view(asked, {"text/markdown": self.still, "text/plain": self.question})
 
 
 def predict(question: str, choices: list[str], answer: str, because: str) -> Prediction:
