@@ -20,7 +20,7 @@ import pytest
 from qatcourse.sweep import grid as grids
 from qatcourse.sweep import parse_grid, record, run
 from qatcourse.sweep.__main__ import main
-from qatcourse.sweep.executors import check_address, cpus, outcome, threads_for
+from qatcourse.sweep.executors import check_address, cpus, no_closed_socket, outcome, threads_for
 from qatcourse.sweep.grid import check_grid, expand, name_run
 from qatcourse.sweep.notebook import STORAGE, read_notebook
 from qatcourse.sweep.picture import draw
@@ -430,6 +430,16 @@ def test_interrupt_stops_kernels_and_leaves_a_folder_to_resume(tmp_path):
     finished = len(list(out.glob("results/*.json")))
     assert finished == 2 and len(rows(out)) == 2
     assert run(NOTEBOOK, {"log": [str(log)], "wait": [0], "seed": [0, 1]}, out, progress=False).resumed == 2
+
+
+def test_an_interrupt_silences_nothing_but_closed_sockets():
+    import logging
+
+    import zmq
+
+    for problem, told in ((zmq.ZMQError(88), False), (ValueError("x"), True), (None, True)):
+        record = logging.makeLogRecord({"exc_info": problem and (type(problem), problem, None)})
+        assert no_closed_socket(record) is told
 
 
 @pytest.mark.slow
