@@ -3,11 +3,14 @@
 import re
 import statistics
 import sys
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from qatcourse import ROOT
+from qatcourse.book import frames, live
+from qatcourse.viz import widgets
 from qatcourse.viz.widgets import Prediction
 
 pytestmark = pytest.mark.browser
@@ -117,6 +120,21 @@ def check(page, shown, figure: dict, at: list[int]) -> None:
             words = control["choices"][at[k]]
             field = control_of(shown, figure, k)
             assert field.get_attribute("aria-valuetext") == words == shown.locator("output").nth(k).text_content()
+
+
+def test_words_become_radio_buttons_that_move_with_ranges(tmp_path, browser):
+    """No lesson has such a slider yet; its picture is text, several elements, or one."""
+    pictures = {"none": "only text", "two": "<p>1</p><p>2</p>", "one": "<svg><g>1</g></svg>"}
+    figure = widgets.slider_figure(lambda bits, kind: (pictures[kind], f"{bits} <bits>, {kind}."), bits=[2, 4, 8], kind=[*pictures])
+    made = frames.positions(figure)
+    text = live.slider(made, tmp_path / "frames", "", "one")
+    script = (Path(live.__file__).parent / "static" / "book.js").read_text()
+    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{text}<script>{script}</script>")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    ready(page)
+    assert walk(page, page.locator(SLIDER), made) == 8
+    page.close()
 
 
 def test_every_question_answers_and_explains(book, visit):
