@@ -18,7 +18,7 @@ NOTEBOOKS = ROOT / "notebooks"
 POSE = LESSONS[5].path  # its slider is on the first page, too
 SETTINGS = {
     "project": "QAT for microcontrollers",
-    "extensions": ["myst_nb", "sphinx.ext.autodoc", "qatcourse.book.extension", "qatcourse.book.reference"],
+    "extensions": ["myst_nb", "qatcourse.book.extension", "qatcourse.book.reference"],
     "html_theme": "furo",
     "html_title": "QAT for microcontrollers",
     "html_math_renderer": "mathml",
@@ -33,13 +33,10 @@ SETTINGS = {
     "nb_merge_streams": True,
     "nb_code_prompt_show": "Show the solution",
     "nb_code_prompt_hide": "Hide the solution",
-    "nb_number_source_lines": False,
-    "myst_enable_extensions": ["dollarmath", "colon_fence"],
+    "myst_enable_extensions": ["dollarmath"],
     "myst_heading_anchors": 3,
     "exclude_patterns": ["_files"],
-    "suppress_warnings": ["mystnb.unknown_mime_type"],
     "highlight_language": "none",
-    "nitpicky": False,
 }
 
 

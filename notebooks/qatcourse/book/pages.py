@@ -29,19 +29,18 @@ EXERCISE = re.compile(r"^\*\*Exercise (\d+)\.", re.MULTILINE)
 
 def stored_outputs(path: Path, notebook) -> None:
     """Raises ValueError with file and cell where a cell of a lesson was not run, failed, or lost what it showed."""
+    again = f"run it and store its outputs: python -m qatcourse.keeper.notebooks {path.name[:2]}"
     for k, cell in enumerate(notebook.cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        again = f"run it and store its outputs: python -m qatcourse.keeper.notebooks {path.name[:2]}"
+        where = place(path, k, cell.source)
         if cell.execution_count is None:
-            raise ValueError(f"{place(path, k, cell.source)}: was never run; {again}")
+            raise ValueError(f"{where}: was never run; {again}")
         for output in cell.outputs:
             if output.output_type == "error":
-                raise ValueError(
-                    f"{place(path, k, cell.source)}: failed with {output.ename}: {output.evalue}; repair the cell, then {again}"
-                )
+                raise ValueError(f"{where}: failed with {output.ename}: {output.evalue}; repair the cell, then {again}")
         if not cell.outputs and _loud(cell.source):
-            raise ValueError(f"{place(path, k, cell.source)}: has lost its output; {again}")
+            raise ValueError(f"{where}: has lost its output; {again}")
 
 
 def _loud(source: str) -> bool:
@@ -66,7 +65,7 @@ def _called(line: ast.stmt) -> str:
 
 
 class Site:
-    """The folder that Sphinx reads, laid out like the repository. `pages`: the files that become pages, relative to ROOT.
+    """The folder that Sphinx reads, laid out like the repository. `pages`: the files that become pages.
 
     `files` is what goes beside the pages as it is: pictures and frames.
     """
