@@ -13,12 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 MARKER = ".qatlib"
-UNREAD = (  # what training puts beside a state, and all of torch.optim: arguments, paths, dates, scores as NumPy has them
-    "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta", "numpy.dtype", "numpy.ndarray",
-    *(f"pathlib{place}.{kind}Path" for place in ("", "._local") for kind in ("Posix", "Windows")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"builtins.{kind}" for kind in ("list", "dict", "int", "float")),
-)  # fmt: skip
+KINDS = 100  # of objects beside a state that are passed over; no training saves that many
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> Path:
@@ -70,6 +65,13 @@ def prepare_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # damaged where zipfile itself looks; `check_archive` says so
+        return True
+
+
 def check_archive(path: str | os.PathLike) -> None:
     """Raise ValueError unless every byte that `torch.save` stored in `path` is as it was written.
 
@@ -104,25 +106,27 @@ def save(path: str | os.PathLike, content: dict) -> Path:
 
 
 def _kind(problem: Exception) -> str:
-    """The class that torch.load has refused to make, or ""."""
-    found = re.search(r"GLOBAL (\S+) was not", str(problem))
-    return found[1] if found else ""
+    """The class or function that torch.load has refused, or ""."""
+    found = re.search(r"GLOBAL (\S+) w", str(problem))
+    return "" if not found else found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
 def load(path: str | os.PathLike) -> dict:
     """The dict that `torch.save` wrote into `path`, on the CPU. Nothing in the file is run (`weights_only`).
 
-    In place of the usual objects beside a state (see UNREAD) stands an empty one: nothing of theirs is imported or called.
-    Raises FileNotFoundError or ValueError, naming the file and the remedy: it is truncated, damaged, of another kind, or holds
-    other Python objects or no dict.
+    In place of other Python objects beside a state, and of classes, stands an `Unread`: nothing of theirs is imported or called.
+    Raises FileNotFoundError or ValueError, naming the file and the remedy: it is truncated, damaged, of another kind, names what
+    belongs to the operating system, or holds no dict.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give the path of a checkpoint (.pth or .pth.tar)")
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         check_archive(path)
     try:
         content = _read(path)
+        if isinstance(content, Unread):
+            raise pickle.UnpicklingError(f"GLOBAL {content.__module__}.{type(content).__name__} was not read")
     except Exception as problem:
         raise ValueError(
             f"{path} is no checkpoint that can be read safely (truncated, of another kind, or with Python objects in it"
@@ -133,26 +137,33 @@ def load(path: str | os.PathLike) -> dict:
     return content
 
 
-class _Unread:
-    """In place of an object that is not read: takes what a pickle gives it, keeps nothing and does nothing."""
+class Unread:
+    """In place of an object that is not read, with the name of its class: keeps what a pickle gives it, and does nothing."""
 
-    def __new__(cls, *_):
-        return object.__new__(cls)
+    def __new__(cls, *given):
+        unread = object.__new__(cls)
+        unread.given, unread.state = given, None
+        return unread
 
-    def __setstate__(self, _) -> None:
-        pass
+    def __setstate__(self, state) -> None:
+        self.state = state
 
 
 def _read(path: Path):
+    """What torch.load makes of `path` with weights_only: whatever class or function else it names is an `Unread` of that name."""
     import torch
 
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        optimizers = [f"{kind.__module__}.{name}" for name, kind in vars(torch.optim).items() if isinstance(kind, type)]
-        unread = [(_Unread, name) for name in (*UNREAD, *optimizers)]
-        with torch.serialization.safe_globals([*unread, (lambda *_: {}, "collections.defaultdict")]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+    known = {"collections.defaultdict": lambda *_: {}, "collections.deque": lambda given=(), *_: list(given)}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in known.items()]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as problem:
+            name = _kind(problem)
+            if not name or name in known or len(known) > KINDS:
+                raise
+            module, _, own = name.rpartition(".")
+            known[name] = type(own, (Unread,), {"__module__": module})
 
 
 def sha256(*parts: bytes) -> bytes:

@@ -18,6 +18,7 @@ class Builder:
     def op(self, name, kind, *inputs, out=None, bits=8, shift=None, bias=True, layer=None, **more):
         inputs = list(inputs) or [self.ops[-1]["name"] if self.ops else "input"]
         op = {"name": name, "kind": kind, "inputs": inputs}
+        op |= {key: more[key] for key in ("axes", "axis", "host", "shifts", "shape") if key in more}
         if kind == "pool":
             op["pool"] = more["pool"]
         if kind in WEIGHTED:

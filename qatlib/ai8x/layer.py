@@ -235,9 +235,9 @@ class QuantizationAwareModule(nn.Module):
         return x * final if final != 1.0 else x
 
     def _simulate(self, x):
-        """The chip's integers: accumulate, shift and floor, activate, round to 8 bits, clamp (exact in `dev.accumulator`).
+        """The chip's integers, but for Abs (see `integer.engine.narrow`): accumulate, shift, floor, activate, round, clamp.
 
-        Narrow outputs are float32. Wide outputs stay in `dev.accumulator`: float32 cannot hold 30-bit integers.
+        Exact in `dev.accumulator`, in which wide outputs stay: float32, which narrow ones are, cannot hold 30-bit integers.
         """
         exact = target.dev.accumulator
         bits = self._host("weight_bits") or 8  # also the bias's here, whatever bias_bits says (the vendor's section 2)

@@ -2,6 +2,11 @@
 
 from qatlib import lazy
 
-_HOMES = {"fit": "qatlib.chip.meter", "Fit": "qatlib.chip.meter", "LayerSpec": "qatlib.chip.spec"}
+_HOMES = {
+    "fit": "qatlib.chip.meter",
+    "Fit": "qatlib.chip.meter",
+    "LayerSpec": "qatlib.chip.spec",
+    "Simulator": "qatlib.chip.simulator",
+}
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

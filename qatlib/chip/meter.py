@@ -1,17 +1,20 @@
 """The fit meter: does this network fit the chip, what does each layer cost, and what to do where it does not fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from qatlib.chip.cycles import STARTUP, cycles
 from qatlib.chip.describe import describe
-from qatlib.chip.limits import bias_bytes, violations
-from qatlib.chip.placement import Placement, place
-from qatlib.chip.schedule import Memory, Step, data_memory, steps
-from qatlib.chip.spec import CLOCK_HZ, DEVICES, PROCESSORS, LayerSpec, cycles, kernel_words, processors
+from qatlib.chip.limits import bias_bytes, notes, violations
+from qatlib.chip.memory import Memory, planned
+from qatlib.chip.placement import Placement
+from qatlib.chip.schedule import SUMS, Step, steps
+from qatlib.chip.spec import CLOCK_HZ, DEVICES, PROCESSORS, LayerSpec, kernel_words, processors
 from qatlib.wording import columns, need
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # Okabe & Ito 2008: for any colour vision
 FORMULA = (
-    "cycles = passes x (output pixels x output channels + reading each pooled, padded pixel); time = cycles / 50 MHz, an estimate"
+    "cycles a layer, as the vendor's tool estimates: passes x (output pixels x output channels + reading each pooled, padded "
+    "pixel); at 50 MHz"
 )
 
 
@@ -42,6 +45,7 @@ class Row:
 class Fit:
     """Result of `fit`: `rows` a layer, totals, `violations` (sentences with remedies); `print` it, or `plot()` it.
 
+    `notes` are sentences on what fits, but computes otherwise than training does.
     `layers` counts the chip's own, as the vendor's tool does: copies for skip connections and sums or pools by themselves, too.
     """
 
@@ -53,6 +57,7 @@ class Fit:
     sequence: list[Step]
     layers: int
     bias_bytes: int
+    notes: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -72,7 +77,7 @@ class Fit:
     @property
     def cycles(self) -> int:
         """Estimated clock cycles a picture; see `FORMULA`."""
-        return sum(row.cycles for row in self.rows)
+        return STARTUP + sum(row.cycles for row in self.rows)
 
     @property
     def seconds(self) -> float:
@@ -102,7 +107,7 @@ class Fit:
             f"{self.macs:,} MAC; {self.cycles:,} cycles, {1e3 * self.seconds:.2f} ms"
         )
         verdict = "It fits." if self.fits else "It does not fit:\n" + "\n".join(f"- {sentence}" for sentence in self.violations)
-        return "\n".join([table, totals, verdict, f"({FORMULA})"])
+        return "\n".join([table, totals, verdict, *(f"Note: {sentence}." for sentence in self.notes), f"({FORMULA})"])
 
     def sentence(self) -> str:
         """One sentence that says what `plot` shows."""
@@ -144,15 +149,29 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (row.name, row.kind, row.shape, *(f"{n:,}" if isinstance(n, int) else n for n in numbers), f"{1e6 * row.seconds:.1f}")
 
 
-def _row(layer: LayerSpec) -> Row:
+def _row(layer: LayerSpec, name: str, kind: str, clock: int) -> Row:
     pool = f"{layer.pool_kind} {layer.pool[0]}x{layer.pool[1]} + " if layer.pool_kind and layer.has_weights else ""
     shape = f"{layer.c_in}x{layer.h_in}x{layer.w_in} -> {layer.c_out}x{layer.h_out}x{layer.w_out}"
     kernel = f" {layer.kernel[0]}x{layer.kernel[1]}" if layer.has_weights and layer.kind != "linear" else ""
-    data_in = layer.c_in * layer.h_in * layer.w_in * (len(layer.inputs) if layer.kind in ("add", "sub", "xor", "or") else 1)
+    data_in = layer.c_in * layer.h_in * layer.w_in * (len(layer.inputs) if layer.kind in SUMS else 1)
     data_out = layer.c_out * layer.h_out * layer.w_out * (4 if layer.wide else 1)
     bits = layer.bits if layer.has_weights else 0
-    return Row(layer.name, pool + layer.kind + kernel, shape, bits, layer.weights, layer.weight_bytes,
-               kernel_words(layer), processors(layer.c_in), data_in, data_out, layer.macs, cycles(layer))  # fmt: skip
+    return Row(name, pool + kind + kernel, shape, bits, layer.weights, layer.weight_bytes,
+               kernel_words(layer), processors(layer.c_in), data_in, data_out, layer.macs, clock)  # fmt: skip
+
+
+def _rows(layers: list[LayerSpec], sequence: list[Step], plan: Placement, device: int) -> list[Row]:
+    """A row for each layer, and one for each copy where the chip makes it; what rides along with the next layer costs no cycles."""
+    rows, waiting = [], list(layers)
+    for step in sequence:
+        columns = plan.columns(step.layer.inputs[0], step.layer.c_in)
+        clock = cycles(step, columns, plan.offset.get(step.layer.name, 0), device)
+        if step.kind != "copy":
+            place = next(i for i, layer in enumerate(waiting) if layer.name == step.layer.name)
+            rows += [_row(layer, layer.name, layer.kind, 0) for layer in waiting[:place]]
+            waiting = waiting[place + 1 :]
+        rows.append(_row(step.layer, step.writes, step.kind, clock))
+    return rows + [_row(layer, layer.name, layer.kind, 0) for layer in waiting]
 
 
 def fit(model, input_shape: tuple[int, ...] | None = None, device: int | None = None) -> Fit:
@@ -171,11 +190,7 @@ def fit(model, input_shape: tuple[int, ...] | None = None, device: int | None = 
     layers = describe(model, input_shape)
     if not layers:
         raise ValueError(layers.refusals[0] if layers.refusals else "the network has no layer; give a network made of ai8x layers")
-    plan, sequence = place(layers, device), []
-    try:
-        sequence = steps(layers, device)
-        memory = data_memory(sequence, device)
-    except ValueError as problem:
-        memory = Memory(problem=str(problem))
-    problems, count = violations(layers, plan, memory, sequence, device), len(sequence) or len(layers)
-    return Fit(device, [_row(layer) for layer in layers], plan, memory, problems, sequence, count, bias_bytes(layers))
+    sequence = steps(layers, device)
+    plan, memory = planned(layers, sequence, device)
+    problems, rows = violations(layers, plan, memory, sequence, device), _rows(layers, sequence, plan, device)
+    return Fit(device, rows, plan, memory, problems, sequence, len(sequence), bias_bytes(layers), notes(layers, sequence))

@@ -2,6 +2,11 @@
 
 An operation is a plain dict, as it stands in a compact model's JSON. Shapes never include the batch: (C, H, W), (C, L) or
 (features,). `lowering` makes such a graph of a network; what cannot be an operation there is of kind "other".
+
+Those of REARRANGING, and a concatenation, move integers and change none, wide ones neither. With the key "host" the chip does not
+do it: it stands between the last layer and the network's output, and whoever reads the chip's results does it. Without, a reshape
+keeps the channels and only renames their places. "axes" of a permute, and "axis" of a concatenation (0, the channels, where it is
+absent), do not count the batch; "shifts" are powers of two that bring what a concatenation joins to one scale.
 """
 
 from collections.abc import Iterator
@@ -9,7 +14,8 @@ from math import prod
 
 CONVOLUTIONS = ("conv2d", "conv_transpose2d", "conv1d")
 WEIGHTED = (*CONVOLUTIONS, "linear")
-KINDS = (*WEIGHTED, "pool", "add", "sub", "concat", "flatten")
+REARRANGING = ("flatten", "reshape", "permute")
+KINDS = (*WEIGHTED, "pool", "add", "sub", "concat", *REARRANGING)
 BITS = (1, 2, 4, 8)
 ACTIVATIONS = (None, "relu", "abs")
 
@@ -45,9 +51,14 @@ def output_shape(op: dict, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Shape that `op` gives for operands of `shapes`; a size of zero or less means that the operands are too small."""
     kind = op["kind"]
     if kind == "concat":
-        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+        axis = op.get("axis", 0)
+        return *shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :]
     if kind == "flatten":
         return (prod(shapes[0]),)
+    if kind == "permute":
+        return tuple(shapes[0][axis] for axis in op["axes"])
+    if kind == "reshape":
+        return tuple(op["shape"])
     if kind in ("add", "sub"):
         return shapes[0]
     shape = pooled_shape(op["pool"], shapes[0])
@@ -87,7 +98,7 @@ def check(graph: dict) -> None:
 
 def faults(ops: list[dict], input_shape: tuple[int, ...]) -> Iterator[str]:
     """What is wrong with operations that read each other, a sentence each; those of kind "other" are taken as they are."""
-    shapes, wide = {"input": input_shape}, set()
+    shapes, wide, host = {"input": input_shape}, set(wide_ones(ops)), {}
     for op in ops:
         name, missing = op["name"], [operand for operand in op["inputs"] if operand not in shapes]
         if name in shapes:
@@ -95,20 +106,44 @@ def faults(ops: list[dict], input_shape: tuple[int, ...]) -> Iterator[str]:
         if missing:
             yield f"{name}: its operand {missing[0]!r} is not computed before it; export the model again"
         elif op["kind"] != "other":
-            for operand in wide.intersection(op["inputs"]) if op["kind"] != "flatten" else ():
+            read = () if op["kind"] in REARRANGING or op.get("host") else op["inputs"]
+            for operand in wide.intersection(read):
                 yield (f"{name}: its operand {operand!r} is a wide (32-bit) output, which no layer can read; build that "
                        "layer with wide=False")  # fmt: skip
-            yield from _faults(op, [shapes[operand] for operand in op["inputs"]])
+            yield from (host.pop(operand) for operand in read if operand in host and operand not in wide)
+            given = [shapes[operand] for operand in op["inputs"]]
+            yield from _faults(op, given)
+            if op.get("host"):
+                host[name] = next((host[operand] for operand in op["inputs"] if operand in host), _moves(op, given))
         shapes[name] = tuple(op["shape"])
-        if op.get("wide") or wide.intersection(op["inputs"]):
-            wide.add(name)
+
+
+def wide_ones(ops: list[dict]) -> Iterator[str]:
+    """Names of the operations that give 32-bit integers: wide layers, and what rearranges such or brings codes to one scale."""
+    found = set()
+    for op in ops:
+        if op.get("wide") or "shifts" in op or found.intersection(op["inputs"]):
+            found.add(op["name"])
+            yield op["name"]
+
+
+def _moves(op: dict, shapes: list[tuple[int, ...]]) -> str:
+    """What is told where a layer reads `op`, which only the host can do."""
+    behind = "behind the last layer, where the host does it"
+    if op["kind"] == "concat":
+        what = f"concatenation along axis {op['axis'] + 1}" if op.get("axis") else "concatenation of flat maps of several sizes"
+        return f"{op['name']}: {what}; the chip joins channels only: use torch.cat(..., dim=1) of equal maps, or {behind}"
+    verb = "permuting" if op["kind"] == "permute" else "reshaping"
+    return (f"{op['name']}: {verb} {shapes[0]} to {tuple(op['shape'])} moves values between channels or places; the chip cannot: "
+            f"keep the channels, as x.view(x.size(0), x.size(1), ...) and x.flatten(1) do, or do it {behind}")  # fmt: skip
 
 
 def _faults(op: dict, shapes: list[tuple[int, ...]]) -> Iterator[str]:
     """Of one operation on operands of `shapes`; the first fault may cause the next, so there is at most one."""
     kind = op["kind"]
-    wanted = range(2, 17) if kind in ("add", "sub", "concat") else (1,)
-    same = {shape[1:] for shape in shapes} if kind == "concat" else set(shapes)
+    axis, most = op.get("axis", 0), len(shapes) if op.get("host") else 16
+    wanted = range(2, most + 1) if kind in ("add", "sub", "concat") else (1,)
+    same = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes} if kind == "concat" else set(shapes)
     if len(shapes) not in wanted:
         yield f"{op['name']}: {kind} with {len(shapes)} operands; it takes {'2 to 16' if len(wanted) > 1 else 'one'}"
     elif len(same) != 1:
@@ -138,20 +173,27 @@ def _weight_fault(op: dict, shape: tuple[int, ...]) -> str:
 
 
 def _shape_fault(op: dict, shapes: list[tuple[int, ...]]) -> str:
-    name, pool = op["name"], op.get("pool")
-    if op["kind"] == "pool" and not pool or pool and pool["type"] not in ("max", "avg"):
+    name, kind, pool, axis = op["name"], op["kind"], op.get("pool"), op.get("axis", 0)
+    if kind == "pool" and not pool or pool and pool["type"] not in ("max", "avg"):
         return f"{name}: pooling {pool!r} is neither 'max' nor 'avg'; export the model again"
     try:
         shape = output_shape(op, shapes)
-    except ValueError:
+        whole = prod(shape) == prod(shapes[0]) and sorted(op.get("axes", ())) == [*range(len(op.get("axes", ())))]
+        shifts = op.get("shifts", [0] * len(shapes))
+        scaled = len(shifts) == len(shapes) and all(shift in range(32) for shift in shifts)
+        if kind in REARRANGING and not whole or axis not in range(len(shape)) and axis or not scaled:
+            raise ValueError
+    except (ValueError, IndexError):
         return f"{name}: {op['kind']} cannot read an operand of shape {shapes[0]}; check input_shape"
-    if min(shape) < 1:
+    if min(shape, default=1) < 1:
         return (
             f"{name}: its operand {shapes[0]} is too small for the kernel or the pooling; use a larger input or "
             "fewer pools"
         )
     if shape != tuple(op["shape"]):
         return f"{name}: the graph says shape {op['shape']}, the operation gives {list(shape)}; export the model again"
+    if not op.get("host") and (kind == "permute" or axis or kind == "reshape" and shape[0] != shapes[0][0]):
+        return f"{name}: a {kind} that moves values between channels, and is not the host's; export the model again"
     return ""
 
 

@@ -41,6 +41,7 @@ class LayerSpec:
     kind: conv2d, conv1d, conv_transpose2d, linear, pool, add, sub, xor, or, concat. `flatten` is the number of pixels a channel
     that a linear layer reads (its `c_in` then counts channels), `rows` the vectors it is given (the chip takes one). `inputs`
     names the operations it reads, "input" the picture; `layer` is the module that owns the weights (two calls share them).
+    `in_dim`: rows and columns where its input was only renamed to these.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LayerSpec:
     rows: int = 1
     inputs: tuple[str, ...] = ()
     layer: str = ""
+    in_dim: tuple[int, int] | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -97,6 +99,13 @@ class LayerSpec:
         return tuple((size - window) // stride + 1 for size, window, stride in sizes)
 
 
+def picture(layers: list[LayerSpec]) -> LayerSpec:
+    """The network's input, as what a copy of it would be."""
+    first = next((layer for layer in layers if "input" in layer.inputs and layer.kind != "concat"), layers[0])
+    c = first.c_in // (len(first.inputs) if first.kind == "concat" else 1)
+    return LayerSpec("input", "copy", c, c, first.h_in, first.w_in, first.h_in, first.w_in)
+
+
 def passes(channels: int) -> int:
     """How often the 64 processors run to read that many channels."""
     return ceil(channels / PROCESSORS)
@@ -112,7 +121,23 @@ def processors(channels: int) -> int:
     return per_pass if channels <= PROCESSORS else 4 * ceil(per_pass / 4)
 
 
-def kernel_words(layer: LayerSpec, next_processors: int | None = None) -> int:
+def hardware_kernel(layer: LayerSpec) -> tuple[int, int]:
+    """The kernel as it lies in memory: that of a dilated Conv1d is stretched with zeros, or (beyond 9 taps) one of 3x3.
+
+    >>> [hardware_kernel(LayerSpec("a", "conv1d", 4, 4, kernel=(k, 1), dilation=d)) for k, d in ((3, 2), (2, 8), (3, 5))]
+    [(5, 1), (9, 1), (3, 3)]
+    """
+    if layer.kind != "conv1d" or layer.dilation == 1:
+        return layer.kernel
+    return (3, 3) if folds(layer) else ((layer.kernel[0] - 1) * layer.dilation + 1, 1)
+
+
+def folds(layer: LayerSpec) -> bool:
+    """Whether a Conv1d dilates so far that the tool runs it as a 3x3 convolution of rows of `dilation` samples."""
+    return layer.kind == "conv1d" and (layer.kernel[0] - 1) * layer.dilation >= 9
+
+
+def kernel_words(layer: LayerSpec) -> int:
     """72-bit words of kernel memory that `layer` needs on each processor it uses.
 
     >>> [kernel_words(LayerSpec("a", "conv2d", *c, kernel=(3, 3))) for c in ((3, 64), (128, 128))]
@@ -126,44 +151,6 @@ def kernel_words(layer: LayerSpec, next_processors: int | None = None) -> int:
     elif layer.groups > 1:
         kernels = passes(layer.c_in)
     else:
-        kernels = passes(layer.c_in) * passes(layer.c_out) * (next_processors or processors(layer.c_out))
+        kernels = passes(layer.c_in) * passes(layer.c_out) * processors(layer.c_out)
     padding = kernels % packed * (packed - 1)
-    return ceil((kernels * layer.bits + padding) * prod(layer.kernel) / WORD_BITS)
-
-
-def channel_first(layers: list[LayerSpec], device: Device) -> bool:
-    """Whether the picture is stored as CHW: one channel a data memory, four times the pixels; only where HWC cannot hold it.
-
-    Only the first layer can read that (ai8x-training README, "Data Memory"), and only it may read the picture.
-    """
-    first = layers[0]
-    alone = first.inputs == ("input",) and not any("input" in layer.inputs for layer in layers[1:])
-    reads = first.kind == "conv2d" and 4 * first.c_in <= PROCESSORS
-    return alone and reads and device.data_bytes // 4 < first.h_in * first.w_in <= device.data_bytes
-
-
-def cycles(layer: LayerSpec) -> int:
-    """Estimated clock cycles of a layer: passes x (one a output value + reading the pooled, padded input).
-
-    A pixel costs one cycle for each value that the pool window reads, and one to store it; a padding pixel costs two. The
-    vendor's tool estimates the same way (a 231,360-MAC network: 5,729 cycles). Loading the picture is not counted.
-    """
-    if layer.kind == "concat":
-        return 0
-    operands = max(1, len(layer.inputs))
-    if not layer.has_weights:
-        return passes(layer.c_in) * prod(layer.pooled) * (operands * prod(layer.pool) + 2)
-    if layer.kind == "linear":
-        runs = passes(layer.c_in) * layer.flatten
-        return 1 + 2 * runs + runs * layer.c_out
-    runs, pad, (rows, columns) = passes(layer.c_in), layer.padding, layer.pooled
-    if layer.kind == "conv_transpose2d":
-        rows, columns, pad = layer.h_out, layer.w_out, 1
-    read, blank = runs * (prod(layer.pool) + 1), 2 * runs
-    lead = max(0, layer.kernel[0] - 1 - pad)
-    out = runs * layer.w_out * layer.c_out
-    edge = pad * (2 * blank + 1)
-    first = pad * (2 * pad + columns) * (blank + 1) + lead * (2 * pad * (blank + 1) + columns * (read + 1))
-    middle = (rows - lead) * (edge + lead * (read + 1) + (layer.w_out - pad) * read + out)
-    last = pad * (edge + lead * (blank + 1) + (layer.w_out - pad) * blank + out)
-    return first + middle + last
+    return ceil((kernels * layer.bits + padding) * prod(hardware_kernel(layer)) / WORD_BITS)

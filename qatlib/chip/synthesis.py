@@ -42,19 +42,22 @@ def mask(columns: range) -> str:
 
 def _entry(sequence: list[Step], index: int, step: Step, report: Fit) -> dict:
     layer, columns, offset = step.layer, report.placement.columns, report.memory.offset
-    reads = step.reads[0] if step.kind == "copy" else layer.inputs[0]
-    entry = {"processors": mask(columns(reads, layer.c_in))}
-    after = sequence[index + 1] if index + 1 < len(sequence) else None
-    joined = step.block != step.writes and step.lanes == 1
-    if after and step.writes not in after.reads or joined or step.kind == "copy":
-        entry["output_processors"] = mask(columns(reads if step.kind == "copy" else layer.name, layer.c_out))
+    entry = {"processors": mask(columns(layer.inputs[0], layer.c_in))}
+    after = sequence[index + 1].layer if index + 1 < len(sequence) else None
+    written = columns(layer.name, layer.c_out)
+    if written != (columns(after.inputs[0], after.c_in) if after else range(len(written))):
+        entry["output_processors"] = mask(written)
     if index == 0:
         entry["data_format"] = "HWC" if report.placement.spread["input"] == 1 else "CHW"
     producers = [next((i for i, s in enumerate(sequence) if s.writes == name), -1) for name in step.reads]
+    if step.streams:
+        entry["streaming"] = "true"
     if producers != [index - 1]:
         entry["in_sequences"] = producers[0] if len(producers) == 1 else f"[{', '.join(map(str, producers))}]"
     if index and (producers != [index - 1] or step.lanes > 1):
         entry["in_offset"] = f"0x{offset[step.source]:04x}"
+    if layer.in_dim:
+        entry["in_dim"] = f"[{layer.in_dim[0]}, {layer.in_dim[1]}]"
     entry["operation"] = OPERATIONS[step.kind]
     if layer.kind in ("conv2d", "conv_transpose2d") and step.kind != "copy":
         entry |= {"kernel_size": f"{layer.kernel[0]}x{layer.kernel[1]}", "pad": layer.padding}
@@ -65,6 +68,8 @@ def _entry(sequence: list[Step], index: int, step: Step, report: Fit) -> dict:
     entry["out_offset"] = f"0x{offset[step.block] + 4 * step.lane:04x}"
     if step.lanes > 1:
         entry["write_gap"] = step.lanes - 1
+    if step.output and sum(other.output for other in sequence) > 1:
+        entry["output"] = "true"
     return entry
 
 

@@ -46,6 +46,7 @@ ADVICE = {
     "narrow head": (11, "05", "build the last layer with wide=True (and without activation): it gives 32 bits"),
     "wide head":
         (11, "05", "give the network a head_gain() = 2^weight_shift and multiply by it before the loss, as PoseTiny does"),
+    "Abs": (12, "07", "judge the integers that the chip computes, qatlib.quantize_model(model), or use ReLU and train again"),
     "outside": (12, "07", "take it out of forward, and apply it to the outputs of the exported network"),
     "never called": (12, "03", "return its output in evaluation mode, too, or delete it before QAT starts"),
     "few inputs": (12, "06", f"give diagnose at least {ENOUGH} different inputs"),

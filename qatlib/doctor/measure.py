@@ -160,7 +160,7 @@ class Activity:
         self.counts["lost"] += (exact - exact.clamp(-128, 127)).square().sum().item()
 
     def _compare(self, module, x, codes):
-        """Count outputs that differ from the integer arithmetic, and from two usual mistakes in it."""
+        """Count outputs that differ from the integer arithmetic (Abs as in training), and from two usual mistakes in it."""
         weight, bias = module.quantized_weight()
         half = 1 << self.row.bits - 1
         self.row.off_input |= bool((x * 128 != (x * 128).round()).any())

@@ -8,6 +8,7 @@ from torch import nn
 from qatlib.ai8x.graph import Graph, foreign, trace
 from qatlib.ai8x.scales import Relations
 from qatlib.chip.lowering import lower, network, shape_of_input
+from qatlib.integer.compact import CompactModel
 from qatlib.integer.convert import convert
 from qatlib.wording import SUMS, advice
 
@@ -22,6 +23,7 @@ class Paths:
     outside: list[str] = field(default_factory=list)  # operations behind the last layer that compute
     refused: list[str] = field(default_factory=list)  # sentences: what else an export refuses in it
     last_word: str = ""  # what an export refuses although its operations are fine
+    compact: CompactModel | None = None  # the integers that an export writes, where none refuses
     unequal: dict[str, str] = field(default_factory=dict)  # where values of unequal scales meet -> which
     astray: dict[str, float] = field(default_factory=dict)  # layer at the end -> log2 of what its final_scale does not undo
     used: set[str] | None = None  # layers and sums that evaluation calls
@@ -91,7 +93,7 @@ def _refusals(found: Paths, graph: Graph, root: nn.Module, shape) -> None:
         if not behind and name not in found.foreign and name not in found.sums:
             found.refused.append(sentence)
     try:
-        convert(root, None, shape_of_input(root, shape))
+        found.compact, _ = convert(root, None, shape_of_input(root, shape))
     except (ValueError, TypeError) as problem:
         found.last_word = "" if refused else str(problem)
 

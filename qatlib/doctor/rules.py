@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -10,11 +11,15 @@ from qatlib.chip.operations import BITS
 from qatlib.doctor.advice import ADVICE, SWITCH, Finding, as_told
 from qatlib.doctor.measure import ENOUGH, Measured, Seen
 from qatlib.doctor.paths import Paths
+from qatlib.integer.engine import has_abs
+from qatlib.integer.source import answer_rows
+from qatlib.quantizers import round_half_up
 
 SATURATION = 0.05  # calibrated layers clip far less; uncalibrated ones usually more
 CLIPPED = 0.05  # of the weights' energy: 8-bit rounding costs 1e-5, a shift_quantile of 0.9 less than this
 LOST = 0.2  # of the outputs' energy: thresholds that were not measured lose more, layers that QAT has trained less
 TIES = 0.1  # share of inputs whose two highest outputs are the same code
+PICTURES = 32  # that are computed in integers, too
 GROWN, ABSURD = 4, 9  # log2 of weights: batch norm fused into them may reach the first, and hardly the second
 ARITHMETIC = {
     "half-even": ("rounding", "ties are rounded to even (torch.round); the chip rounds them up: floor(x + 0.5)"),
@@ -111,6 +116,22 @@ def of_paths(rows: list[Measured], paths: Paths) -> Iterator[Finding]:
         if paths.used is not None and row.name not in paths.used:
             text = "evaluation never calls it, so it was neither measured nor scaled, and no export holds it"
             yield Finding("never called", row.name, text, problem=False)
+
+
+def of_abs(x: torch.Tensor | None, paths: Paths) -> Iterator[Finding]:
+    """How far the chip's integers and training's lie apart, on the first inputs: see `integer.engine.narrow`."""
+    if paths.compact is None or not has_abs(paths.compact):
+        return
+    text = "the chip takes the absolute value after rounding, training before it"
+    with suppress(OverflowError):  # no integers where sums leave 32 bits
+        if x is not None and x.isfinite().all():
+            codes = round_half_up(x.detach().cpu()[:PICTURES] * 128).clamp(-128, 127).to(torch.int8).numpy()
+            chip, training = (answer_rows(paths.compact, codes, first).astype("int64") for first in (False, True))
+            gap = abs(chip - training)
+            counted = f"{(gap > 0).sum():,} of {gap.size:,} outputs are other integers on it, by up to {gap.max():,}"
+            text += f"; for {len(codes)} of these inputs {counted}"
+    names = dict.fromkeys(op["layer"] for op in paths.compact.ops if op.get("activation") == "abs")
+    yield Finding("Abs", ", ".join(names), text, problem=False)
 
 
 def of_losses(losses: Sequence[float]) -> Iterator[Finding]:
@@ -239,7 +260,7 @@ def findings(rows: list[Measured], x=None, seen: Seen | None = None, head_gain=F
     `paths`: what its graph tells.
     """
     seen, paths = seen or Seen(), paths or Paths()
-    found = [*of_input(x), *of_network(rows), *of_flags(rows), *of_paths(rows, paths), *of_losses(losses)]
+    found = [*of_input(x), *of_network(rows), *of_flags(rows), *of_paths(rows, paths), *of_abs(x, paths), *of_losses(losses)]
     for row in (row for row in rows if paths.used is not None and row.name not in paths.used):
         found += [finding for finding in of_parameters(row) if finding.name in REFUSED]
     rows = [row for row in rows if row.kind != "pool" and (paths.used is None or row.name in paths.used)]

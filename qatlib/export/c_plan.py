@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from math import prod
 from random import Random
 
-from qatlib.chip.operations import WEIGHTED, first_fit, last_uses, pooled_shape
+import numpy as np
+
+from qatlib.chip.operations import WEIGHTED, first_fit, last_uses, pooled_shape, wide_ones
 from qatlib.integer.compact import CompactModel
+from qatlib.integer.engine import arrange
 
 TRIES = 100
 PIXELS = "input/pixels"
@@ -33,12 +36,64 @@ def is_flat(shape: tuple[int, ...]) -> bool:
 
 
 def homes(model: CompactModel) -> dict[str, str]:
-    """Which operation computed the bytes that a name stands for: a flatten that leaves their order alone only renames."""
-    found, planar = {"input": "input"}, {"input"} | {op["name"] for op in model.ops if op.get("wide")}
+    """Which operation computed the bytes that a name stands for: reshapes, and flattenings that keep their order, only rename."""
+    found, planar = {"input": "input"}, {"input", *wide_ones(model.ops)}
     for op in model.ops:
-        found[op["name"]] = op["name"]
-        if op["kind"] == "flatten" and (found[op["inputs"][0]] in planar or is_flat(model.shape(op["inputs"][0]))):
-            found[op["name"]] = found[op["inputs"][0]]
+        found[op["name"]], source = op["name"], op["inputs"][0]
+        same = op["kind"] == "reshape" or op["kind"] == "flatten" and (found[source] in planar or is_flat(model.shape(source)))
+        if same and not op.get("host"):
+            found[op["name"]] = found[source]
+    return found
+
+
+def origins(model: CompactModel, home: dict[str, str]) -> list[tuple[str, int, int, np.ndarray]]:
+    """Which values the outputs hold, one after the other: of an operation, times 2^shift, from place `start` of all outputs.
+
+    An array (2, n), in the order of its second row: numbers of values in that operation's (C, H, W), and places after `start`.
+    """
+    known = {}
+
+    def values(name: str) -> np.ndarray:
+        """(3, *shape): number of the operation, number of the value there, shift."""
+        if name not in known and (op := ops.get(name)) and op.get("host"):
+            shifts, read = op.get("shifts", [0] * len(op["inputs"])), [values(source) for source in op["inputs"]]
+            known[name] = arrange(op, [x + np.reshape([0, 0, n], (3, *[1] * (x.ndim - 1))) for x, n in zip(read, shifts)])
+        elif name not in known:
+            shape = model.shape(name)
+            number = np.arange(prod(shape)).reshape(shape)
+            known[name] = np.stack([np.full(shape, names.index(home[name])), number, np.zeros(shape, int)])
+        return known[name]
+
+    ops, start, found = {op["name"]: op for op in model.ops}, 0, []
+    names = ["input", *ops]
+    for output in model.graph["outputs"]:
+        owner, number, shift = values(output["op"]).reshape(3, -1)
+        for index, factor in dict.fromkeys(zip(owner.tolist(), shift.tolist())):
+            places = np.flatnonzero((owner == index) & (shift == factor))
+            found.append((names[index], factor, start, np.stack([number[places], places])))
+        start += len(owner)
+    return found
+
+
+def loops(steps: np.ndarray) -> list[tuple[int, ...]] | None:
+    """Nested loops, (count, steps of each row), the innermost last, that go through `steps`, (rows, n); None where none do.
+
+    >>> loops(np.array([[0, 3, 1, 4, 2, 5], [0, 1, 2, 3, 4, 5]]))
+    [(3, 1, 2), (2, 3, 1)]
+    """
+    found: list[tuple[int, ...]] = []
+    while steps.shape[1] > 1 or not found:
+        apart = np.diff(steps, axis=1)
+        same = (apart == apart[:, :1]).all(axis=0)
+        count = 1 + (len(same) if same.all() else int(same.argmin()))
+        step = apart[:, :1] if len(same) else np.zeros((len(steps), 1), int)
+        if steps.shape[1] % count:
+            return None
+        rows = steps.reshape(len(steps), -1, count)
+        if not np.array_equal(rows, rows[:, :, :1] + step[:, None] * np.arange(count)):
+            return None
+        found.insert(0, (count, *step.ravel().tolist()))
+        steps = rows[:, :, 0]
     return found
 
 
@@ -48,7 +103,8 @@ def operands(model: CompactModel, op: dict, home: dict[str, str]) -> list[str]:
     The input is (C, H, W), which a layer can read; others read its pixels from PIXELS.
     """
     pixels = not is_flat(model.shape("input")) and (op["kind"] not in (*WEIGHTED, "flatten") or op.get("pool"))
-    return [PIXELS if pixels and name == "input" else home[name] for name in op["inputs"]]
+    maps = {name for name in op["inputs"] if home[name] == "input" and len(model.shape(name)) > 1}
+    return [PIXELS if pixels and name in maps else home[name] for name in op["inputs"]]
 
 
 def blocks(model: CompactModel) -> list[Block]:
@@ -60,13 +116,13 @@ def blocks(model: CompactModel) -> list[Block]:
     outputs = [output["op"] for output in model.graph["outputs"]]
     used = last_uses(model.ops, outputs)
     for index, op in enumerate(model.ops):
-        if op["name"] in used:
+        if op["name"] in used and not op.get("host"):
             ends |= dict.fromkeys(operands(model, op, home), 2 * index + (not (op["kind"] in WEIGHTED and op["pool"])))
-    ends |= {home[name]: 2 * len(model.ops) + 1 for name in outputs}
+    ends |= {name: 2 * len(model.ops) + 1 for name, *_ in origins(model, home)}
     made = [Block(PIXELS, prod(model.shape("input")), 0, ends[PIXELS])] if PIXELS in ends else []
     for index, op in enumerate(model.ops):
         name, time = op["name"], 2 * index
-        if name not in used or home[name] != name:
+        if name not in used or home[name] != name or op.get("host"):
             continue
         over = tuple(operands(model, op, home))
         if op["kind"] in WEIGHTED and op["pool"]:

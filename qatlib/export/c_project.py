@@ -74,7 +74,7 @@ def export_c(model, folder: str | os.PathLike, sample: np.ndarray | None = None,
 
 def needs(writer: Writer, memory: Memory) -> tuple[int, int]:
     """Bytes of flash and of RAM that the whole program takes on a target: data and code; buffers and stack."""
-    buffers = writer.top + 2 * 4 * writer.patch + prod(writer.model.shape("input")) + 4 * writer.output_size
+    buffers = writer.top + 2 * 4 * writer.patch + prod(writer.model.shape("input")) + 4 * (writer.output_size + writer.sums)
     return writer.data_bytes() + memory.program, buffers + memory.stack
 
 

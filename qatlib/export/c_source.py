@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from qatlib.chip.operations import WEIGHTED, last_uses, pooled_shape
-from qatlib.export.c_plan import PIXELS, arena, homes, operands, places
+from qatlib.export.c_plan import PIXELS, arena, homes, loops, operands, origins, places
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.engine import INT32_MAX, engine_of
 
@@ -114,10 +114,10 @@ class Writer:
         names = [output["op"] for output in model.graph["outputs"]]
         last = last_uses(model.ops, names)
         self.offsets, self.top = arena(model)
-        self.ops = [op for op in model.ops if op["name"] in last and self.home[op["name"]] == op["name"]]
+        self.ops = [op for op in model.ops if op["name"] in last and self.home[op["name"]] == op["name"] and not op.get("host")]
         *starts, self.output_size = accumulate((prod(model.shape(name)) for name in names), initial=0)
-        self.outputs = list(zip(names, starts))
-        self.first = {self.home[name]: start for name, start in reversed(self.outputs)}  # where a wide layer writes
+        self.wide = {self.home[name]: f"output + {start}" for name, start in [*zip(names, starts)][::-1]}  # where layers write
+        self.sums = 0
         self.patch, self.bits, self.single, self.arrays, self.tables, self.calls = UNIT, 0, 0, {}, [], []
         if PIXELS in self.offsets:
             channels, size = model.shape("input")[0], places(model.shape("input"))
@@ -126,8 +126,8 @@ class Writer:
             self.calls.append(f"    /* {_plain(op['name'])}: {op['kind']} -> {' x '.join(map(str, op['shape']))} */")
             self._operation(index, op)
             self.calls.append(f"    WATCH({index});")
-        for name, start in self.outputs:
-            self._collect(name, start)
+        for origin in origins(model, self.home):
+            self._collect(*origin)
 
     def _at(self, block: str) -> str:
         return "codes" if block == "input" else f"arena + {self.offsets[block]}"
@@ -158,7 +158,7 @@ class Writer:
             self._pool(index, op["pool"], shape, source, pooled)
             source, shape, planar = pooled, pooled_shape(op["pool"], shape), False
         if weighted:
-            target = f"output + {self.first[name]}" if op["wide"] else self._at(name)
+            target = self._sums(name) if op["wide"] else self._at(name)
             self._weighted(index, op, _view(shape, planar, op["kind"] == "linear"), source, target)
 
     def _pool(self, index: int, how: dict, shape: tuple[int, ...], source: str, target: str) -> None:
@@ -220,15 +220,30 @@ class Writer:
         """Bytes of constants: weights, biases, and the tables, of which those of layers are the larger ones."""
         return sum(values.nbytes for *_, values in self.arrays.values()) + LAYER_BYTES * len(self.tables)
 
-    def _collect(self, name: str, start: int) -> None:
-        """Copy what is an output into the caller's array of int32, as (C, H, W); wide layers have written there already."""
-        home, shape = self.home[name], self.model.shape(name)
-        if home == "input":
-            self.calls.append(f"    transpose_wide(codes, {prod(shape)}, 1, output + {start});")
-        elif home in self.offsets:
-            self.calls.append(f"    transpose_wide({self._at(home)}, {places(shape)}, {shape[0]}, output + {start});")
-        elif start != self.first[home]:
-            self.calls.append(f"    memcpy(output + {start}, output + {self.first[home]}, {prod(shape)} * sizeof *output);")
+    def _sums(self, name: str) -> str:
+        """Where a wide layer writes: into the caller's array, if that holds all of it somewhere, as it is."""
+        if name not in self.wide:
+            self.wide[name] = f"sums + {self.sums}"
+            self.sums += prod(self.model.shape(name))
+        return self.wide[name]
+
+    def _collect(self, home: str, shift: int, start: int, values: np.ndarray) -> None:
+        """Copy what an output holds of an operation into the caller's array of int32, unless a wide layer has written it there."""
+        shape, (number, place) = self.model.shape(home), values
+        if home in self.offsets:  # as (H, W, C)
+            number = number % places(shape) * shape[0] + number // places(shape)
+        source = f"0, {self._sums(home)}" if home not in self.offsets and home != "input" else f"{self._at(home)}, 0"
+        if source == f"0, output + {start}" and np.array_equal(number, place):
+            return
+        if (nest := loops(np.stack([number, place]))) is None:  # where several outputs' parts of odd sizes are mixed
+            for half in np.array_split(values, 2, axis=1):
+                self._collect(home, shift, start, half)
+            return
+        rows, name = ", ".join(f"{{{count}, {read}, {write}}}" for count, read, write in nest), f"loops{len(self.tables)}"
+        self.tables.append(f"static const loop_t {name}[] = {{{rows}}};")
+        offset = f" + {number[0]}" if number[0] else ""
+        source = source.replace(", 0", f"{offset}, 0") if source.endswith(", 0") else source + offset
+        self.calls.append(f"    collect({name}, {len(nest)}, {source}, output + {start + place[0]}, {shift});")
 
     def values(self) -> dict[str, str | int]:
         """What the templates network.c and network.h leave open."""
@@ -236,12 +251,13 @@ class Writer:
         arrays = [f"/* {_plain(key[0])} */\n{c_array(text.format(name), data)}" for key, (name, text, data) in self.arrays.items()]
         constants = [*arrays, *self.tables]
         names = re.findall(r"^static const \w+ (\w+)", "\n".join(constants), re.M)
+        memory = "static int8_t arena[NETWORK_ARENA];\n" if "arena" in calls else ""
+        memory += f"static int32_t sums[{self.sums}];\n" if self.sums else ""
         exponents = [f" * {_plain(o['op'])}: real value = integer * 2^{o['exponent']}\n" for o in graph["outputs"]]
         return {
             "arch": _plain(graph["arch"]), "exponents": "".join(exponents), "input": prod(graph["input_shape"]),
             "output": self.output_size, "arena": max(self.top, 1), "patch": self.patch, "bits": self.bits, "single": self.single,
-            "includes": "#include <string.h>\n\n" if "memcpy" in calls else "",
             "constants": "".join(f"{text}\n" for text in constants),
             "flash": " + ".join(f"sizeof {name}" for name in names) or "0",
-            "memory": "static int8_t arena[NETWORK_ARENA];\n\n" if "arena" in calls else "", "calls": calls,
+            "memory": memory and f"{memory}\n", "calls": calls,
         }  # fmt: skip

@@ -23,10 +23,12 @@ from qatlib.files import load, recorded, sha256, write_folder
 from qatlib.integer.checkpoint import layer_names, save_checkpoint, state_of, with_state
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.convert import compact_from_checkpoint, integers
+from qatlib.integer.engine import has_abs
 from qatlib.integer.quantized import QuantizedModel, save_compact
 from qatlib.integer.source import answer_rows, as_compact, sample_codes
 from qatlib.wording import columns
 
+ABS = "which takes Abs before rounding, the chip after it: see check"
 COMPACT, CHECKPOINT, ONNX, C, M4, CHIP = "model_8bit.pth", "checkpoint.pth", "model.onnx", "c", "cortex-m4", "max78000"
 
 
@@ -34,8 +36,7 @@ COMPACT, CHECKPOINT, ONNX, C, M4, CHIP = "model_8bit.pth", "checkpoint.pth", "mo
 class Part:
     """A file or folder that `export_all` writes: what reads it, and which engine `check_folder` runs on it, with `run`.
 
-    `again`: the NumPy engine reads it, in place of one of its own. `absent`: how the sentence begins that says why a folder is
-    without it; `size`: bytes (of all files), once it is written.
+    `absent`: how the sentence begins that says why a folder is without it; `size`: bytes (of all files), once it is written.
     """
 
     file: str
@@ -44,7 +45,6 @@ class Part:
     run: Callable | None = None
     absent: str = "the folder was written"
     size: int = 0
-    again: bool = False
 
 
 PARTS = (
@@ -55,8 +55,8 @@ PARTS = (
     Part(C, "any C99 compiler: make check", "C, gcc -O3", engines.run_project),
     Part(M4, "the microcontroller beside the accelerator: make check", "C, Cortex-M4 in QEMU", engines.run_cortex_m4,
          "the network does not fit the Cortex-M4, so the folder was written"),
-    Part(CHIP, "the vendor's ai8xize.py, see its README.md", "MAX78000 known answer", engines.run_chip,
-         "the network does not fit the chip, so the folder was written", again=True),
+    Part(CHIP, "the vendor's ai8xize.py, see its README.md", "our model of the chip", engines.run_chip,
+         "the network does not fit the chip, so the folder was written"),
 )  # fmt: skip
 
 
@@ -87,7 +87,10 @@ def export_all(model, folder: str | os.PathLike, sample: np.ndarray | None = Non
                 refused.append(replace(part, file=f"{part.file} (not written)", reader=str(problem)))
 
     folder = write_folder(folder, fill)
-    return [*(replace(part, size=size(folder / part.file)) for part in PARTS if (folder / part.file).exists()), *refused]
+    rows = [replace(part, size=size(folder / part.file)) for part in PARTS if (folder / part.file).exists()]
+    if has_abs(compact):
+        rows = [replace(row, reader=f"{row.reader} ({ABS})") if row.file == CHECKPOINT else row for row in rows]
+    return rows + refused
 
 
 def from_checkpoint(path: str | os.PathLike, network: nn.Module | None, input_shape=None):
@@ -129,10 +132,13 @@ def pictures(model: CompactModel, n: int, network=None) -> np.ndarray:
 def check_folder(folder: str | os.PathLike, n: int = 256, model=None) -> list[Engine]:
     """Run every engine of `folder` on the same n pictures, and count the outputs that differ from the NumPy integers.
 
+    Torch takes Abs as training does: so do the integers it is compared with, and `from_chip` tells what the chip makes of it.
+
     `model`: the torch network (its class, built as it was for training), which then gets the folder's checkpoint; without either
     torch does not run. Times are one picture's, on one core, in blocks of 16 (C: one by one); the emulator computes 16 pictures at
-    most and counts instructions. An engine whose files were deleted is listed as missing. Raises FileNotFoundError for a folder
-    without model_8bit.pth, ValueError for n outside 1..10^6 and, naming the file, for one that is not as it was written.
+    most and counts instructions, the model of the chip the folder's sample and as many as a second or two allow. An engine whose
+    files were deleted is listed as missing. Raises FileNotFoundError for a folder without model_8bit.pth, ValueError for n outside
+    1..10^6 and, naming the file, for one that is not as it was written.
     """
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 10**6:
         raise ValueError(f"n is {n!r}; compare at least one picture and at most a million")
@@ -170,5 +176,7 @@ def _compared(part: Part, outcome: str | engines.Outcome, reference: np.ndarray)
     if rows.shape != wanted.shape:
         shapes = f"{rows.shape[1]} outputs a picture, the network has {wanted.shape[1]}"
         raise ValueError(f"{part.engine}: {shapes}; the file belongs to another network, export the folder again")
+    gap = np.abs(rows - reference[: len(rows)].astype(np.float64)) if outcome.training else None
     return Engine(part.engine, len(rows), rows.size, int((rows != wanted).sum()), outcome.milliseconds,
-                  again=part.again, instructions=outcome.instructions)  # fmt: skip
+                  instructions=outcome.instructions,
+                  from_chip=None if gap is None else (int((gap > 0).sum()), int(gap.max())))  # fmt: skip

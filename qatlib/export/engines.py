@@ -1,7 +1,7 @@
 """The engines that read an exported folder: each takes the same pictures and gives rows of integers to compare.
 
-The fake-quantized torch network, ONNX Runtime, the C project on this computer, and its twin on an emulated Cortex-M4. The chip's
-inputs have no engine here: the NumPy integers read them again. A file that cannot be used is refused by name.
+The fake-quantized torch network, ONNX Runtime, the C project on this computer, its twin on an emulated Cortex-M4, and a model of
+the chip on the files for the vendor's tool. A file that cannot be used is refused by name.
 """
 
 import copy
@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,26 +21,29 @@ import torch
 
 from qatlib.ai8x.graph import place
 from qatlib.ai8x.qat import tensors_in
-from qatlib.chip.operations import WEIGHTED
+from qatlib.chip.meter import fit
+from qatlib.chip.simulator import Simulator
 from qatlib.export import cortex_m4
-from qatlib.export.max78000 import arch_name
+from qatlib.export.max78000 import arch_name, known_answer, sample_shape
 from qatlib.export.network import hint
 from qatlib.files import load
 from qatlib.integer.checkpoint import with_state
-from qatlib.integer.compact import CompactModel, pack
-from qatlib.integer.convert import stored_codes
+from qatlib.integer.compact import CompactModel
+from qatlib.integer.engine import has_abs
 from qatlib.integer.source import answer_rows, sample_codes
 from qatlib.wording import need
 
 BLOCK = 16
+SIMULATED = 1_600_000_000  # multiplications that our model of the chip does in a second or two
 
 
 @dataclass(frozen=True)
 class Engine:
     """One result of `check_folder`: of `outputs` integers for `pictures` pictures, `differing` are not the reference's.
 
-    Without pictures it did not run, and `note` says why; `missing` where its files were deleted; `again` where no engine of its own
-    computed them, but the reference's from other files. `instructions`: an emulator's count for a picture.
+    Without pictures it did not run, and `note` says why; `missing` where its files were deleted. `instructions`: an emulator's
+    count for a picture. `from_chip`: how many outputs differ from the chip's, and by how much at most, where engine and reference
+    take Abs as training does (see `integer.engine.narrow`).
     """
 
     name: str
@@ -49,30 +53,35 @@ class Engine:
     milliseconds: float | None = None
     note: str = ""
     missing: bool = False
-    again: bool = False
     instructions: int | None = None
+    from_chip: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if not self.pictures:
             return f"{self.name:<24} {'missing' if self.missing else 'not run'}: {self.note}"
         pace = "" if self.milliseconds is None else f", {self.milliseconds:.3f} ms a picture"
         pace += f", {self.instructions / 1e6:.1f} million instructions a picture" if self.instructions else ""
-        pace += ", read by NumPy again" if self.again else ""
+        if self.from_chip:
+            pace += "; Abs as in training: {:,} are not the chip's (off by up to {:,})".format(*self.from_chip)
         count = f"{self.pictures} picture{'s' if self.pictures > 1 else ''}"
         return f"{self.name:<24} {self.differing:,} of {self.outputs:,} outputs differ, {count}{pace}"
 
 
 class Outcome(NamedTuple):
-    """Rows of outputs of the first pictures, how long one took, and, if not the reference's, what they should be."""
+    """Rows of outputs of the first pictures, how long one took, and, if not the reference's, what they should be.
+
+    `training`: that is what they are because training takes Abs before rounding.
+    """
 
     rows: np.ndarray
     milliseconds: float | None = None
     instructions: int | None = None
     wanted: np.ndarray | None = None
+    training: bool = False
 
 
 @contextmanager
-def _reading(path: Path):
+def _reading(path: Path | str):
     """Whatever a damaged or foreign file makes its reader raise becomes one sentence that names the file."""
     try:
         yield
@@ -119,9 +128,10 @@ def run_torch(path: Path, compact: CompactModel, codes: np.ndarray, model):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return Outcome(*timed(torch_runner(model, compact), codes))
+        found = Outcome(*timed(torch_runner(model, compact), codes))
     finally:
         torch.set_num_threads(threads)
+    return found._replace(wanted=answer_rows(compact, codes, abs_first=True), training=True) if has_abs(compact) else found
 
 
 def onnx_runner(path: Path, compact: CompactModel):
@@ -187,25 +197,22 @@ def run_cortex_m4(folder: Path, compact: CompactModel, codes: np.ndarray, _):
 
 
 def run_chip(folder: Path, compact: CompactModel, codes: np.ndarray, _):
-    """The integers of the synthesis inputs (checkpoint and sample) against the expected ones beside them."""
-    arch = arch_name(compact)
-    model = synthesis_model(compact, folder / f"{arch}.pth.tar")
+    """Our model of the chip, on the description and the checkpoint alone: the folder's sample, then the first pictures.
+
+    As many as `SIMULATED` multiplications allow, one at least; the sample's integers are to be the expected ones beside it.
+    """
+    arch, shape = arch_name(compact), sample_shape(compact)
+    with _reading(checkpoint := folder / f"{arch}.pth.tar"):
+        state = load(checkpoint)["state_dict"]
+    with _reading(both := f"{folder / arch}.yaml with {checkpoint.name}"):
+        chip = Simulator((folder / f"{arch}.yaml").read_text(), state, shape, compact.graph["device"])
     with _reading(sample := folder / f"sample_{arch}.npy"):
-        picture = sample_codes(model, np.load(sample).reshape(model.graph["input_shape"]))  # a vector is stored as (C, 1, 1)
-    rows = answer_rows(model, picture)
+        picture = sample_codes(compact, np.load(sample).reshape(compact.graph["input_shape"]))  # a vector is stored as (C, 1, 1)
+    macs = sum(layer.weight.size * prod(layer.out_dim) for layer in chip.layers if layer.weight is not None)
+    codes = np.concatenate([picture, codes[: max(1, SIMULATED // max(macs, 1))]])
+    with _reading(both):
+        rows = np.array([np.concatenate([y.ravel() for y in chip.run(x.reshape(shape)).values()]) for x in codes])
     with _reading(expected := folder / f"expected_{arch}.npy"):
-        return Outcome(rows, wanted=np.load(expected).reshape(rows.shape))
-
-
-def synthesis_model(compact: CompactModel, path: Path) -> CompactModel:
-    """`compact`'s graph with the weights, biases, bits and shifts of the vendor's checkpoint `path` instead of its own."""
-    graph, packed = copy.deepcopy(compact.graph), {}
-    with _reading(path):
-        state = load(path)["state_dict"]
-        for op in (op for op in graph["ops"] if op["kind"] in WEIGHTED):
-            layer = stored_codes(op["layer"], state)
-            op |= {"weight_bits": layer.bits, "output_shift": layer.shift}
-            packed[f"{op['layer']}.weight"] = pack(layer.weight, layer.bits)
-            if layer.bias is not None:
-                packed[f"{op['layer']}.bias"] = layer.bias
-        return CompactModel(graph, packed)
+        wanted = np.load(expected).reshape(1, -1)
+    report = fit(compact, device=compact.graph["device"])
+    return Outcome(rows, wanted=np.concatenate([wanted, [known_answer(compact, report, x).ravel() for x in codes[1:]]]))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qatlib.chip.operations import WEIGHTED, pooled_shape
+from qatlib.chip.operations import REARRANGING, WEIGHTED, pooled_shape, wide_ones
 from qatlib.files import write_atomic
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.source import as_compact, check_accumulators
@@ -60,6 +60,10 @@ class Nodes:
     def plus(self, x: str, value: int) -> str:
         return self.add("Add", x, self.constant(value)) if value else x
 
+    def signed(self, x: str) -> str:
+        """int32 codes of uint8 ones with the zero point."""
+        return self.plus(self.cast(x, "INT32"), -ZERO)
+
     def floor_shift(self, x: str, n: int, largest: int) -> str:
         """floor(x / 2^n) for int32 x with |x| <= largest·2^n, in operators that all exist for int32."""
         raised = self.plus(x, largest << n)
@@ -91,15 +95,17 @@ def build(model: CompactModel):
 
     graph, shape = Nodes(), model.graph["input_shape"]
     values = {"input": graph.cast(graph.plus(graph.cast("codes", "INT32"), ZERO), "UINT8")}
-    wide = set()
+    wide = set(wide_ones(model.ops))
     for op in model.ops:
         operands = [values[name] for name in op["inputs"]]
+        if op["name"] in wide and op["kind"] == "concat":
+            shifts = op.get("shifts", [0] * len(operands))
+            signed = [x if name in wide else graph.signed(x) for name, x in zip(op["inputs"], operands)]
+            operands = [graph.add("Mul", x, graph.constant(1 << n)) if n else x for x, n in zip(signed, shifts)]
         values[op["name"]] = _operation(graph, model, op, operands)
-        if op.get("wide") or wide.intersection(op["inputs"]):
-            wide.add(op["name"])
     outputs = []
     for name in dict.fromkeys(output["op"] for output in model.graph["outputs"]):
-        result = values[name] if name in wide else graph.cast(graph.plus(graph.cast(values[name], "INT32"), -ZERO), "INT8")
+        result = values[name] if name in wide else graph.cast(graph.signed(values[name]), "INT8")
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
         dtype = TensorProto.INT32 if name in wide else TensorProto.INT8
         outputs.append(helper.make_tensor_value_info(name, dtype, ["N", *model.shape(name)]))
@@ -113,9 +119,11 @@ def build(model: CompactModel):
 def _operation(graph: Nodes, model: CompactModel, op: dict, operands: list[str]) -> str:
     kind, x = op["kind"], operands[0]
     if kind == "concat":
-        return graph.add("Concat", *operands, axis=1)
-    if kind == "flatten":
-        return graph.add("Flatten", x, axis=1)
+        return graph.add("Concat", *operands, axis=1 + op.get("axis", 0))
+    if kind == "permute":
+        return graph.add("Transpose", x, perm=[0, *(1 + axis for axis in op["axes"])])
+    if kind in REARRANGING:
+        return graph.add("Reshape", x, graph.constant([0, *op["shape"]], np.int64))
     if kind in ("add", "sub"):
         return _elementwise(graph, kind, operands)
     shape = model.shape(op["inputs"][0])
@@ -141,7 +149,7 @@ def _pool(graph: Nodes, how: dict, x: str, channels: int) -> str:
     if how["type"] == "max":
         return graph.add("MaxPool", x, kernel_shape=how["size"], strides=how["stride"], dilations=how["dilation"])
     ones = graph.constant(np.ones((channels, 1, *how["size"])), np.float32)
-    signed = graph.cast(graph.plus(graph.cast(x, "INT32"), -ZERO), "FLOAT")
+    signed = graph.cast(graph.signed(x), "FLOAT")
     total = graph.add("Conv", signed, ones, strides=how["stride"], dilations=how["dilation"], group=channels)  # exact: below 2^24
     count = prod(how["size"])
     if how["round"]:
@@ -186,16 +194,14 @@ def _spread(graph: Nodes, op: dict, x: str, shape: tuple[int, ...], weight: np.n
 
 
 def _narrow(graph: Nodes, op: dict, acc: str) -> str:
-    """int32 accumulators to uint8 (code + 128): output shift, activation, round half up, saturation."""
+    """int32 accumulators to uint8 (code + 128): output shift, round half up, activation, saturation."""
     n = op["weight_bits"] - 1 - op["output_shift"]
-    if op["activation"] == "abs":
-        dropped = max(n - 7, 0)
-        acc = graph.clip(acc, -129 << max(n, 0), 129 << max(n, 0))
-        acc, n = graph.add("Abs", graph.floor_shift(acc, dropped, 129 << max(n - dropped, 0))), n - dropped
     if n > 0:
         rounded = graph.plus(graph.clip(acc, -129 << n, 129 << n), 1 << n - 1)
         code = graph.floor_shift(rounded, n, 130)
     else:
         code = graph.add("Mul", graph.clip(acc, -128, 128), graph.constant(1 << -n))
+    if op["activation"] == "abs":
+        code = graph.add("Abs", code)
     code = graph.clip(code, 0 if op["activation"] == "relu" else -128, 127)
     return graph.cast(graph.plus(code, ZERO), "UINT8")

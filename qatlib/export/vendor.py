@@ -110,10 +110,10 @@ def _quantize_layer(name: str, layer: dict, bits: int, correct_shift: bool) -> d
     result = {
         "output_shift": _register(shift - threshold, bits, correct_shift).reshape(1),
         "weight_bits": layer["weight_bits"].clone() if bits == _bits(layer) else torch.tensor([bits]),
-        "bias_bits": torch.tensor([float(bits)]),
         "op.weight": weight_codes(weight, bits, shift),
     }
-    if bias is not None:
+    if bias is not None:  # else the vendor leaves bias_bits as they were
+        result["bias_bits"] = torch.tensor([float(bits)])
         result["op.bias"] = weight_codes(bias, bits, shift) * 2.0 ** (bits - 8) * 128
     return result
 

@@ -18,7 +18,7 @@ from qatlib.ai8x import mode as target
 from qatlib.ai8x.graph import unwrap
 from qatlib.ai8x.layer import QuantizationAwareModule
 from qatlib.ai8x.qat import layers, update_model
-from qatlib.files import load, save
+from qatlib.files import Unread, load, save
 from qatlib.wording import short
 
 WEIGHT = ".op.weight"  # how the name of a layer's weights ends
@@ -61,6 +61,10 @@ def state_of(content: Mapping, where: str = "the state dict", own: Mapping | Non
     found = _states(content)
     if not found:  # another network's, or none
         found = {"": content.get("state_dict", content) if isinstance(content, Mapping) else content}
+        values = found[""].values() if isinstance(found[""], Mapping) else found.values()
+        if objects := [value for value in values if isinstance(value, Unread)]:
+            what = f"{where} holds a {type(objects[0]).__name__}, a Python object, which is not read"
+            raise ValueError(f"{what}; save its state_dict alone, as {{'state_dict': model.state_dict()}}")
         check_state(found[""], where)
     fitting = _fitting(found, own or {}) or {path: _unwrapped(state) for path, state in found.items()}
     best = [path for path in fitting if len(fitting) == 1 or path.split(".")[0] == "state_dict"]

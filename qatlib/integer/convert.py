@@ -15,7 +15,7 @@ from qatlib.ai8x.graph import evaluating
 from qatlib.ai8x.layer import QuantizationAwareModule
 from qatlib.ai8x.qat import check_weights, clamp_sums, layers, tensors_in
 from qatlib.chip.lowering import Lowered, lower, network
-from qatlib.chip.operations import WEIGHTED
+from qatlib.chip.operations import REARRANGING, WEIGHTED
 from qatlib.integer.checkpoint import WEIGHT, set_rounding, state_of
 from qatlib.integer.compact import CompactModel, pack
 from qatlib.integer.quantized import QuantizedModel
@@ -42,7 +42,8 @@ def quantize_model(model: nn.Module, bit_width: int | None = None, input_shape=N
     layers, with a warning where training used another. A network that is calibrated (`fuse_bn_layers`, `pre_qat`) but not
     trained with QAT is quantized as it stands (post-training quantization).
     `input_shape` is (C, H, W); it is taken from `sample` or from `model.input_shape` when it is not given. With `sample`, a
-    batch of inputs on the 1/128 grid, both networks compute it, and a warning tells how many outputs differ.
+    batch of inputs on the 1/128 grid, both networks compute it, and a warning tells how many outputs differ, and whether that is
+    all because of Abs (see `engine.narrow`).
 
     Raises ValueError naming the layer and the remedy: batch norm not fused, never calibrated, NaN weights, stride above 1,
     operations that the chip lacks, `output_shift` beyond its register.
@@ -200,7 +201,9 @@ def _state(model: nn.Module, codes: dict[str, LayerCodes]) -> dict[str, dict]:
         if isinstance(module, QuantizationAwareModule):
             result[name] |= {"quantize_activation": [[1.0], "float32"], "adjust_output_shift": [[0.0], "float32"]}
         if name in codes:
-            result[name] |= {"output_shift": _described(module.weight_shift()), "bias_bits": [[float(codes[name].bits)], "float32"]}
+            result[name]["output_shift"] = _described(module.weight_shift())
+            if codes[name].bias is not None:  # else the vendor leaves bias_bits as they were
+                result[name]["bias_bits"] = [[float(codes[name].bits)], "float32"]
     return result
 
 
@@ -210,6 +213,8 @@ def _compact(lowered: Lowered, codes: dict[str, LayerCodes], state: dict) -> Com
         layer = codes.get(op.get("layer"))
         exponents[op["name"]] = _exponent(op, exponents, layer)
         trained = {} if layer is None else {"weight_bits": layer.bits, "output_shift": layer.shift}
+        if op.get("host") and any(shifts := [exponents[name] - exponents[op["name"]] for name in op["inputs"]]):
+            trained = {"shifts": shifts}
         ops.append({key: value for key, value in (op | trained).items() if key != "bias"})
     graph = {
         "format": 1, "arch": lowered.arch, "device": target.dev.device, "input_shape": list(lowered.input_shape),
@@ -225,8 +230,9 @@ def _compact(lowered: Lowered, codes: dict[str, LayerCodes], state: dict) -> Com
 def _exponent(op: dict, exponents: dict[str, int], layer: LayerCodes | None) -> int:
     """log2 of the real value of one code that `op` gives. Raises ValueError where its operands are at other scales than input."""
     found = {exponents[name] for name in op["inputs"]}
-    if op["kind"] in ("concat", "flatten") and len(found) == 1 or op["kind"] == "pool" and op["pool"]["type"] == "max":
-        return found.pop()
+    moved = op["kind"] in ("concat", *REARRANGING) and len(found) == 1
+    if op.get("host") or moved or op["kind"] == "pool" and op["pool"]["type"] == "max":
+        return min(found)
     for name in op["inputs"]:
         if exponents[name] != CODES:
             raise ValueError(
@@ -241,5 +247,6 @@ def _compare(model: nn.Module, quantized: QuantizedModel, sample: torch.Tensor) 
         wanted, got = tensors_in(model(sample)), tensors_in(quantized(sample))
     different = sum(int((a != b).sum()) for a, b in zip(wanted, got, strict=True))
     if different:
-        total = sum(y.numel() for y in got)
-        warnings.warn(f"{different} of {total} outputs differ from the QAT network's on the sample", stacklevel=3)
+        total, same = sum(y.numel() for y in got), all(map(torch.equal, wanted, tensors_in(quantized(sample, abs_first=True))))
+        reason = ": the chip takes Abs after rounding, training before it" if same else ""
+        warnings.warn(f"{different} of {total} outputs differ from the QAT network's on the sample{reason}", stacklevel=3)

@@ -6,6 +6,7 @@ saturate:
     accumulator = Σ x·w + 128·bias        narrow:  y = clamp((accumulator + 2^(n-1)) >> n, -128, 127)
     n = (weight_bits - 1) - output_shift   wide:    y = accumulator
 
+ReLU makes negative y 0; Abs, as the chip has it, gives min(|y|, 127), which is not what training computes (see `narrow`).
 A code y stands for the real value y·2^exponent; between layers the exponent is -7. Rounding is floor(v + 1/2), which is
 why half a step is added before the shift. Every other engine of this project is tested against this one.
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from qatlib.chip.operations import WEIGHTED, last_uses
+from qatlib.chip.operations import REARRANGING, WEIGHTED, last_uses
 from qatlib.integer.compact import CompactModel
 
 INT32_MAX = 2**31 - 1
@@ -75,6 +76,19 @@ def spread(x: np.ndarray, weight: np.ndarray, op: dict) -> tuple[np.ndarray, np.
     return np.pad(stretched, [(0, 0), (0, 0), *edges]), mirrored.reshape(-1, *mirrored.shape[2:])
 
 
+def arrange(op: dict, operands: list[np.ndarray]) -> np.ndarray:
+    """What an operation that only moves integers, a concatenation or one of REARRANGING, makes of `operands`, (N, *shape) each.
+
+    >>> arrange({"kind": "permute", "axes": [1, 0], "shape": [3, 2]}, [np.arange(6).reshape(1, 2, 3)])[0].tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    """
+    if op["kind"] == "concat":
+        return np.concatenate(operands, axis=1 + op.get("axis", 0))
+    if op["kind"] == "permute":
+        return operands[0].transpose(0, *(1 + axis for axis in op["axes"]))
+    return operands[0].reshape(len(operands[0]), *op["shape"])
+
+
 def round_shift(value: np.ndarray, n: int) -> np.ndarray:
     """floor(value / 2^n + 1/2) in integers; n < 0 shifts left (saturating first: what leaves 8 bits is clamped anyway).
 
@@ -86,18 +100,23 @@ def round_shift(value: np.ndarray, n: int) -> np.ndarray:
     return np.clip(value, -128, 127) << -n
 
 
-def narrow(acc: np.ndarray, op: dict) -> np.ndarray:
-    """Accumulators to int8 codes: output shift, activation, rounding, saturation.
+def narrow(acc: np.ndarray, op: dict, abs_first: bool = False) -> np.ndarray:
+    """Accumulators to int8 codes: output shift, rounding, activation, saturation.
 
-    With 'abs' the chip first drops the bits below 1/128 of a code (floor), then takes the absolute value, then rounds. The
-    fake quantizer in training rounds |v| itself. So a negative sum that is short of the middle between two codes by less
-    than 1/128 of a code comes out one code larger here.
+    With 'abs' the chip rounds v = accumulator / 2^n, clamps, and takes the absolute value last; training (`abs_first`) rounds |v|.
+    Halves round up, so that both differ exactly where v is negative and in the middle between two codes: -(k - 1/2), k from 1 to
+    127, is k - 1 on the chip and k in training. Such sums exist where n > 0, one in 2^n of the negative ones if all rests are as
+    frequent: for 4-bit weights more of them than for 8. One layer's outputs differ by 1 at most; the next layer multiplies that by
+    its weights, so that what follows may differ by more. Sources: ai8x-synthesis, izer/simulate.py; ai8x-training, ai8x.py. (The
+    vendor's layers with simulate=True do neither: they floor v to 1/128 of a code, then round the absolute value, which gives k
+    for -v from k - 1/2 - 1/128, excluded, to k - 1/2.)
+
+    >>> op = {"weight_bits": 8, "output_shift": 0, "activation": "abs"}
+    >>> narrow(np.array([-193, -192, 192]), op).tolist(), narrow(np.array([-193, -192, 192]), op, abs_first=True).tolist()
+    ([2, 1, 2], [2, 2, 2])
     """
-    n = op["weight_bits"] - 1 - op["output_shift"]
-    if op["activation"] == "abs":
-        dropped = max(n - 7, 0)
-        acc, n = np.abs(acc >> dropped), n - dropped
-    code = round_shift(acc, n)
+    absolute = np.abs if op["activation"] == "abs" else np.asarray
+    code = absolute(round_shift(absolute(acc) if abs_first else acc, op["weight_bits"] - 1 - op["output_shift"]))
     return np.clip(code, 0 if op["activation"] == "relu" else -128, 127).astype(np.int8)
 
 
@@ -106,17 +125,20 @@ class Integer:
 
     `codes`: integers in [-128, 127], (N, *input_shape) or one picture (*input_shape). The result has int8 codes, or
     int32 accumulators from a wide layer; several outputs come as a tuple. With `keep`, True or names of operations (or
-    "input"), it is a dict of these operations' codes instead.
+    "input"), it is a dict of these operations' codes instead. `abs_first`: Abs as in training, not as on the chip (see `narrow`);
+    these are the integers of the fake-quantized network.
 
     Raises TypeError for codes that are no integers, ValueError for a wrong shape or range, OverflowError naming the
     layer where an accumulator leaves 32 bits.
     """
 
-    def __init__(self, model: CompactModel | str | os.PathLike):
+    def __init__(self, model: CompactModel | str | os.PathLike, abs_first: bool = False):
+        self.abs_first = abs_first
         self.model = model if isinstance(model, CompactModel) else CompactModel.load(model)
         layers = {op["layer"] for op in self.model.ops if op["kind"] in WEIGHTED}
         self.weights = {layer: self.model.weight(layer).astype(np.int32) for layer in layers}
         self.largest = {op["name"]: self.model.largest_sum(op) for op in self.model.ops if op["kind"] in WEIGHTED}
+        self.largest |= _largest_joined(self.model.ops, self.largest)
         self.shape = tuple(self.model.graph["input_shape"])
 
     def __call__(self, codes: np.ndarray, keep: bool | Iterable[str] | None = None):
@@ -158,10 +180,11 @@ class Integer:
 
     def _operation(self, op: dict, operands: list[np.ndarray]) -> np.ndarray:
         kind, x = op["kind"], operands[0]
-        if kind == "concat":
-            return np.concatenate(operands, axis=1)
-        if kind == "flatten":
-            return x.reshape(len(x), -1)
+        if "shifts" in op:
+            scaled = [x.astype(np.int64) << shift for x, shift in zip(operands, op["shifts"])]
+            return _checked(arrange(op, scaled), op["name"]).astype(np.int32)
+        if kind == "concat" or kind in REARRANGING:
+            return arrange(op, operands)
         if kind in ("add", "sub"):
             sign = 1 if kind == "add" else -1
             total = x.astype(np.int32) + sign * sum(other.astype(np.int32) for other in operands[1:])
@@ -171,7 +194,7 @@ class Integer:
         if kind == "pool":
             return x
         acc = self._accumulate(op, x)
-        return acc if op["wide"] else narrow(acc, op)
+        return acc if op["wide"] else narrow(acc, op, self.abs_first)
 
     def _accumulate(self, op: dict, x: np.ndarray) -> np.ndarray:
         """Accumulators of one layer: int32, unless its weights could exceed that; then int64, checked."""
@@ -192,6 +215,17 @@ class Integer:
         return _checked(acc, op["name"])
 
 
+def _largest_joined(ops: list[dict], largest: dict[str, int]) -> dict[str, int]:
+    """No input drives a concatenation of several scales beyond this, by name; `largest` is that of layers' sums."""
+    reach, found = {"input": 128}, {}
+    for op in ops:
+        joined = max(reach[name] << shift for name, shift in zip(op["inputs"], op.get("shifts", [0] * len(op["inputs"]))))
+        moved = op["kind"] in ("concat", *REARRANGING)
+        reach[op["name"]] = largest[op["name"]] if op.get("wide") else joined if moved else 128
+        found |= {op["name"]: joined} if "shifts" in op else {}
+    return found
+
+
 def _checked(acc: np.ndarray, name: str) -> np.ndarray:
     if acc.dtype == np.int64 and acc.size and (acc.max() > INT32_MAX or acc.min() < ~INT32_MAX):
         worst = max(int(acc.max()), int(acc.min()), key=abs)
@@ -207,11 +241,17 @@ def run(model: CompactModel, codes: np.ndarray, keep: bool | Iterable[str] | Non
     return Integer(model)(codes, keep)
 
 
-def engine_of(model: CompactModel) -> Integer:
+def engine_of(model: CompactModel, abs_first: bool = False) -> Integer:
     """The engine of a model that no longer changes, made once and kept with it."""
-    if not hasattr(model, "_engine"):
-        model._engine = Integer(model)
-    return model._engine
+    name = "_engine_of_training" if abs_first and has_abs(model) else "_engine"
+    if not hasattr(model, name):
+        setattr(model, name, Integer(model, name != "_engine"))
+    return getattr(model, name)
+
+
+def has_abs(model: CompactModel) -> bool:
+    """Whether a layer has Abs: only then the chip's integers differ from training's."""
+    return any(op.get("activation") == "abs" for op in model.ops)
 
 
 def real_values(model: CompactModel, outputs):

@@ -15,8 +15,8 @@ class QuantizedModel(nn.Module):
     """The integer network: buffers int8 and uint8, nothing to train. Its `state_dict()` is the content of `model_8bit.pth`.
 
     `q(x)` takes real values on the 1/128 grid in [-1, 127/128], (N, *input_shape), and returns the QAT network's real
-    outputs, float32, bit for bit (while its sums stay below 2^24, where float32 is exact). Only in front of an Abs activation
-    may a code differ by one: see `engine.narrow`.
+    outputs, float32, bit for bit (while its sums stay below 2^24, where float32 is exact). Only Abs the chip takes otherwise than
+    training: `q(x, abs_first=True)` gives the QAT network's outputs there, too (see `engine.narrow`).
     """
 
     def __init__(self, compact: CompactModel):
@@ -36,10 +36,10 @@ class QuantizedModel(nn.Module):
         """The same network for the NumPy engine and the exporters."""
         return self._compact
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, x: torch.Tensor, abs_first: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Real outputs, float32, of real inputs on the grid, or of int8 codes; raises as `Integer` does."""
         codes = x.detach() if x.dtype == torch.int8 else _codes(x)
-        outputs = real_values(self.compact, engine_of(self.compact)(codes.cpu().numpy()))
+        outputs = real_values(self.compact, engine_of(self.compact, abs_first)(codes.cpu().numpy()))
         tensors = tuple(torch.from_numpy(y).to(x.device) for y in (outputs if isinstance(outputs, tuple) else (outputs,)))
         return tensors if isinstance(outputs, tuple) else tensors[0]
 

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from qatlib.chip.operations import REARRANGING
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.engine import INT32_MAX, engine_of
 
@@ -67,8 +68,18 @@ def sample_codes(model: CompactModel, sample: np.ndarray | None, count: int = 4)
     return sample.astype(np.int8)
 
 
-def answer_rows(model: CompactModel, pictures: np.ndarray) -> np.ndarray:
-    """The integer engine's outputs for `pictures`, int32 (N, all outputs one after the other)."""
-    outputs = engine_of(model)(pictures)
+def exponents(model: CompactModel) -> dict[str, int]:
+    """log2 of the real value of one integer, by operation: of the outputs, and of what they are rearranged from."""
+    found = {output["op"]: output["exponent"] for output in model.graph["outputs"]}
+    for op in reversed(model.ops):
+        if op["name"] in found and op["kind"] in ("concat", *REARRANGING):
+            for name, shift in zip(op["inputs"], op.get("shifts", [0] * len(op["inputs"]))):
+                found.setdefault(name, found[op["name"]] + shift)
+    return found
+
+
+def answer_rows(model: CompactModel, pictures: np.ndarray, abs_first: bool = False) -> np.ndarray:
+    """The integer engine's outputs for `pictures`, int32 (N, all outputs one after the other); with `abs_first` training's."""
+    outputs = engine_of(model, abs_first)(pictures)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return np.concatenate([np.asarray(y).reshape(len(pictures), -1).astype(np.int32) for y in outputs], axis=1)

@@ -11,7 +11,7 @@ from qatlib.port.torch_graph import ACTIVATIONS, DROPOUTS, NORMS, POOLS, WEIGHTE
 
 BASES = {"conv2d": "Conv2d", "conv1d": "Conv1d", "convtranspose2d": "ConvTranspose2d", "linear": "Linear"}
 SUMS = {"add": Add, "sub": Sub}
-FUNCTIONS = {"cat": torch.cat, "flatten": torch.flatten}
+FUNCTIONS = {"cat": torch.cat, "flatten": torch.flatten, "reshape": torch.reshape, "permute": torch.permute}
 RESERVED = {*dir(fx.GraphModule), "meta", "input_shape"}
 
 
@@ -55,7 +55,7 @@ class Fused:
                 self._layer(step)
             elif step.kind in FUNCTIONS:
                 operands = [self.env[source] for source in step.inputs]
-                arguments = (operands if step.kind == "cat" else operands[0], 1)
+                arguments = (operands if step.kind == "cat" else operands[0], *step.how)
                 self.env[step] = self.graph.call_function(FUNCTIONS[step.kind], arguments)
                 self._row(step.path or self._new_path(step), [step], f"torch.{step.kind}")
             elif step.kind != "tensor" and step not in inside and step not in self.env:
@@ -73,7 +73,7 @@ class Fused:
     def _is_head(self, step: Step) -> bool:
         """Does the network return what this layer gives, without an activation, and read it nowhere else?"""
         reader = self.plain.sole(step)
-        if reader is not None and reader.kind in (*NORMS, *DROPOUTS, "flatten"):
+        if reader is not None and reader.kind in (*NORMS, *DROPOUTS, "flatten", "reshape", "permute"):
             return self._is_head(reader)
         return self.plain.readers(step) == [None] and (len(step.shape) == 1 if self.wide is None else self.wide)
 

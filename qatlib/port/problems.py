@@ -7,7 +7,7 @@ from torch import nn
 
 from qatlib.ai8x import legality
 from qatlib.port.rewrites import REWRITES, changed, embedding, pair, windows
-from qatlib.port.torch_graph import ACTIVATIONS, ADAPTIVE, DROPOUTS, NORMS, POOLS, WEIGHTED, Plain, Step
+from qatlib.port.torch_graph import ACTIVATIONS, ADAPTIVE, DROPOUTS, MOVING, NORMS, POOLS, WEIGHTED, Plain, Step
 from qatlib.wording import advice
 
 OWN_MODULE = (*WEIGHTED, *NORMS, *DROPOUTS, *POOLS, *ADAPTIVE)
@@ -27,7 +27,8 @@ _ADVICE = {  # what plain networks need in place of, or besides, `wording.advice
     "use nn.ConvTranspose2d, or keep the length": ["convtranspose1d"],
     "take that of all pixels at once: x.mean((2, 3))": ["mean", "sum"],
     "let the convolution pad (padding=1), or pad outside the network": ["pad", "zeropad2d", "constantpad2d", "reflectionpad2d"],
-    "use convolutions down to (C, 1, 1) and transposed ones up; only flattening to one dimension exists": ["reshape"],
+    "keep the channels, as x.view(len(x), channels, ...) and x.flatten(1) do, or do it behind the last layer":
+        ["reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"],
 }  # fmt: skip
 REMEDIES = {kind: remedy for remedy, kinds in _ADVICE.items() for kind in kinds}
 
@@ -52,15 +53,18 @@ def problems(plain: Plain) -> list[Problem]:
     return found if plain.outputs() else [*found, none]
 
 
-def supported(step: Step) -> bool:
-    """Has the chip this kind of operation?"""
+def supported(plain: Plain, step: Step) -> bool:
+    """Has the chip this kind of operation, or does the host do it behind the last layer?"""
+    behind = step.kind in MOVING and plain.behind(step)  # what is left out together with its operand is told with it
+    if all(supported(plain, s) for s in step.inputs) if behind else step.kind == "reshape" and plain.renames(step):
+        return step.how != ((1,) if step.kind == "reshape" else (0,))  # which would be of the batch
     without = step.kind in OWN_MODULE and step.module is None
     return step.kind in KNOWN and not (step.fault or without or step.shape is None)
 
 
 def _of(plain: Plain, step: Step) -> Iterator[tuple[str, ...]]:
     """(sentence, names of rewrites ...) of everything about `step`."""
-    if not supported(step):
+    if not supported(plain, step):
         yield _unsupported(plain, step)
     elif step.kind in WEIGHTED:
         yield from _weights(plain, step)
@@ -72,13 +76,13 @@ def _of(plain: Plain, step: Step) -> Iterator[tuple[str, ...]]:
     elif step.kind in ACTIVATIONS and not plain.attached(step):
         text = "no layer with weights directly in front of it (sums and average pools have none); put one between"
         yield text, "identity", *(["drop_relu"] if step.kind != "abs" else [])
-    elif step.kind == "tensor" and any(reader is None or supported(reader) for reader in plain.readers(step)):
+    elif step.kind == "tensor" and any(reader is None or supported(plain, reader) for reader in plain.readers(step)):
         yield ("a constant or parameter, which is no input of the chip; compute with it outside the network",)
     elif step.kind in POOLS:
         yield from _pool(plain, step)
     elif step.kind in ADAPTIVE:
         yield _adaptive(plain, step)
-    if supported(step) and ("avgpool" in step.kind or step.kind in ("add", "sub")) and _last(plain, step):
+    if supported(plain, step) and ("avgpool" in step.kind or step.kind in ("add", "sub")) and _last(plain, step):
         text = "the network ends with it, but in QAT only layers with weights give their full range; put a layer after it"
         yield text, "identity"
 
@@ -86,14 +90,14 @@ def _of(plain: Plain, step: Step) -> Iterator[tuple[str, ...]]:
 def _last(plain: Plain, step: Step) -> bool:
     """Does the network return it, but for what can be left out?"""
     readers = plain.readers(step)
-    passing = [s for s in readers if s is not None and (s.kind in (*DROPOUTS, "flatten", "cat") or not supported(s))]
+    passing = [s for s in readers if s is not None and (s.kind in (*DROPOUTS, *MOVING) or not supported(plain, s))]
     return None in readers or any(_last(plain, s) for s in passing)
 
 
 def _waits(plain: Plain, step: Step) -> bool:
     """Is what it follows a problem itself, after whose solution it may be none?"""
     source = step.source
-    return not supported(source) or source.kind in NORMS and not plain.attached(source) and plain.sole(source) is step
+    return not supported(plain, source) or source.kind in NORMS and not plain.attached(source) and plain.sole(source) is step
 
 
 def _unsupported(plain: Plain, step: Step) -> tuple[str, ...]:
@@ -119,7 +123,7 @@ def _unsupported(plain: Plain, step: Step) -> tuple[str, ...]:
 def _trailing(plain: Plain, step: Step) -> bool:
     """Do only outputs, and other operations that can be left out, read it?"""
     readers, tensors = plain.readers(step), [s for s in step.inputs if s.kind != "tensor"]
-    left_out = all(s is None or not supported(s) and _trailing(plain, s) for s in readers)
+    left_out = all(s is None or not supported(plain, s) and _trailing(plain, s) for s in readers)
     return len(tensors) == 1 and tensors[0].shape is not None and bool(readers) and left_out
 
 
@@ -168,7 +172,7 @@ def _faults(kind: str, device: int, m) -> dict[str, str]:
     """What the constructors of ai8x refuse, or let through although the chip cannot: argument -> rule and remedy."""
     transposed, one, zero = kind == "convtranspose2d", (1,) * len(m.kernel_size), (0,) * len(m.kernel_size)
     legal = {"kernel_size": one, "stride": one, "padding": zero, "dilation": one, "groups": 1}
-    legal |= {"kernel_size": (3, 3), "stride": (2, 2)} if transposed else {}
+    legal |= {"kernel_size": (3, 3), "stride": (2, 2)} if transposed else {"kernel_size": (2,)} if kind == "conv1d" else {}
     own = {what: getattr(m, what) for what in legal}
     found = {what: text for what in legal if (text := _refused(kind, device, m, **(legal | {what: own[what]})))}
     if not found and (text := _refused(kind, device, m, **own)):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from qatlib.port.torch_graph import ACTIVATIONS, DROPOUTS, NORMS, WEIGHTED, Plain, Step
+from qatlib.port.torch_graph import ACTIVATIONS, DROPOUTS, MOVING, NORMS, WEIGHTED, Plain, Step
 
-COMMUTE = (*DROPOUTS, "maxpool1d", "maxpool2d", "adaptivemaxpool1d", "adaptivemaxpool2d", "flatten", "cat")  # with a ReLU
+COMMUTE = (*DROPOUTS, "maxpool1d", "maxpool2d", "adaptivemaxpool1d", "adaptivemaxpool2d", *MOVING)  # with a ReLU
 
 
 class Rewrite(NamedTuple):
@@ -174,6 +174,13 @@ def activation(plain: Plain, step: Step) -> None:
     step.kind, step.module = "relu", nn.ReLU()
 
 
+def outside(plain: Plain, step: Step) -> None:
+    for reader in dict.fromkeys(plain.readers(step)):
+        if reader is not None:
+            outside(plain, reader)
+    plain.remove(step)
+
+
 REWRITES = {
     "stride": Rewrite(True, "all pixels are computed, and a 1x1 max pool keeps every s-th", stride),
     "stride_pool": Rewrite(False, "a max pool in front instead of the stride", stride_pool),
@@ -188,7 +195,7 @@ REWRITES = {
     "identity": Rewrite(True, "a 1x1 layer is added that copies its input", identity),
     "drop_relu": Rewrite(False, "no activation there", Plain.remove),
     "activation": Rewrite(False, "ReLU instead", activation),
-    "outside": Rewrite(True, "left out: apply it yourself, after the network", Plain.remove),
+    "outside": Rewrite(True, "left out: apply it yourself, after the network", outside),
 }
 
 

@@ -8,6 +8,7 @@ from torch import fx, nn
 from qatlib.ai8x.eltwise import Eltwise
 from qatlib.ai8x.graph import place
 from qatlib.ai8x.layer import QuantizationAwareModule
+from qatlib.chip.lowering import PERMUTING, axes_of
 from qatlib.port.tracing import plain_class, result, trace
 
 BATCH = 3
@@ -18,7 +19,8 @@ DROPOUTS = ("dropout", "dropout1d", "dropout2d")
 POOLS = ("maxpool1d", "maxpool2d", "avgpool1d", "avgpool2d")
 ADAPTIVE = ("adaptiveavgpool1d", "adaptiveavgpool2d", "adaptivemaxpool1d", "adaptivemaxpool2d")
 RESHAPES = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "getitem", "permute", "transpose", "viewas", "reshapeas",
-            "unflatten"}  # fmt: skip
+            "unflatten", "swapaxes", "swapdims", "movedim", "moveaxis"}  # fmt: skip
+MOVING = ("flatten", "reshape", "permute", "cat")  # values, without changing any
 SAME = {"identity", "contiguous", "clone", "detach", "alias", "float", "to", "typeas", "positive", "pad", *RESHAPES, *ADAPTIVE}
 NAMES = {"iadd": "add", "isub": "sub", "subtract": "sub", "concat": "cat", "concatenate": "cat", "absolute": "abs"}
 
@@ -29,7 +31,7 @@ class Step:
 
     `inputs` are the steps that it reads, `shape` is that of its output without the batch, None where that is no tensor; `owner`
     is the path of the module whose forward calls it, `fault` what is wrong with a sum or concatenation, `value` what the plain
-    network gives there for the sample.
+    network gives there for the sample; `how` is what the function of a step of MOVING is given besides what it reads.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     path: str = ""
     value: object = None
     fault: str = ""
+    how: tuple = (1,)
 
     @property
     def source(self) -> "Step":
@@ -95,6 +98,17 @@ class Plain:
             reader = self.sole((found or [step])[-1])
             found += [reader] if reader is not None and reader.kind in kinds else []
         return found
+
+    def behind(self, step: Step) -> bool:
+        """Is there nothing but rearranging between `step`, itself rearranging, and what the network returns?"""
+        return step.kind in MOVING and all(s is None or self.behind(s) for s in self.readers(step))
+
+    def renames(self, step: Step) -> bool:
+        """Does a reshape keep the channels of what computed its values, and only call their places otherwise?"""
+        home = step.source
+        while home.kind in ("flatten", "reshape"):
+            home = home.source
+        return step.shape[:1] == home.shape[:1] and len(step.shape) <= 3
 
     def attached(self, step: Step) -> bool:
         """Does `step`, a normalisation or an activation, become part of a layer?"""
@@ -184,10 +198,15 @@ class _Reader:
         if both and kind in RESHAPES:
             kept = len(value) == len(operand) and torch.equal(value.flatten(), operand.flatten())
             step.kind = "flatten" if kept and value.dim() == 2 else "reshape" if kept or kind == "flatten" else kind
+            axes = None if kept or kind not in PERMUTING else axes_of(node, operand.dim())
+            if axes and not axes[0]:
+                step.kind = "permute"
+            step.how = (axes,) if axes else ((-1, *shape),) if kept and step.kind == "reshape" else (1,)
         elif both and kind in ("mean", "amax"):
             self._pooled(node, step, operand.dim())
         elif kind in ("add", "sub", "cat"):
             step.fault = _fault(node, step)
+            step.how = (_axis(node) % value.dim(),) if kind == "cat" and shape is not None else step.how
         self.steps.append(step)
         self.env[node] = step
         if _in_place(node, module):
@@ -231,9 +250,13 @@ def _nothing_happens(node: fx.Node, kind: str, operands: int, value: torch.Tenso
     return (alone or kind in SAME) and value.dtype == operand.dtype and torch.equal(value, operand)
 
 
+def _axis(node: fx.Node) -> int:
+    return node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
+
+
 def _fault(node: fx.Node, step: Step) -> str:
     if step.kind == "cat":
-        axis = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
+        axis = _axis(node)
         return "" if axis in (1, -len(step.shape)) else f"axis {axis}"
     if sum(i.kind != "tensor" for i in step.inputs) < 2:
         return "a constant"

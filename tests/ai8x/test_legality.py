@@ -68,7 +68,7 @@ NO_NUMBERS = [
 ]
 LET_THROUGH = [
     (85, "Conv2d", (3, 4, 3), {"stride": 2}, "stride 1 only, not 2: pool in front, or fold the input"),
-    (85, "Conv1d", (3, 4, 5), {"dilation": 2, "padding": 2}, "dilates 1D kernels of at most 3, not of 5: use a kernel_size"),
+    (85, "Conv1d", (3, 4, 1), {"dilation": 2}, "dilates 1D kernels of 2 or 3, longer .* 9, not 1 by 2: use dilation=1"),
     (85, "ConvTranspose2d", (3, 4, 1), {"stride": 2}, "3x3 kernels only, not 1x1: use kernel_size=3"),
     (87, "Conv2d", (8, 8, 3), {"groups": 2}, "not groups=2 of 8 to 8 channels: use groups=1, or groups=in_channels=out_channels"),
     (87, "DepthwiseConv2d", (8, 16, 3), {}, "not groups=8 of 8 to 16 channels"),

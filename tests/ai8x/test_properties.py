@@ -179,13 +179,13 @@ def test_gradients_equal_the_written_out_estimator(recipe):
 
 @SOME
 @given(recipes(activations=("Abs",)))
-def test_abs_differs_from_the_chip_by_one_code_and_only_where_stated(recipe):
-    """The chip floors before the absolute value. A negative accumulator v (in codes) gives R(|v|) in training, but
-    R(|floor(128 v) / 128|) on the chip: one code more exactly where |v| lies below a tie and its floor reaches it."""
+def test_abs_in_simulate_differs_by_one_code_and_only_where_stated(recipe):
+    """The vendor's simulation floors before the absolute value. A negative accumulator v (in codes) gives R(|v|) in training, but
+    R(|floor(128 v) / 128|) in simulate: one code more exactly where |v| lies below a tie and its floor reaches it."""
     layer, codes = qat_layer(recipe)
     with torch.no_grad():
         trained = layer(codes / 128) * 128 / 2.0 ** recipe["final"]
-        chip = simulated(layer, recipe, codes) / 2.0 ** recipe["final"]
+        simulate = simulated(layer, recipe, codes) / 2.0 ** recipe["final"]
         layer.activation = None
         layer.init_module(recipe["bits"], recipe["bits"], True, False, recipe["share"])
         weight, bias = (None if t is None else t / 2.0 ** (recipe["bits"] - 1) for t in layer.quantized_weight())
@@ -193,13 +193,13 @@ def test_abs_differs_from_the_chip_by_one_code_and_only_where_stated(recipe):
     v = acc.double() * 128 * torch.exp2(layer.effective_shift()).double()
     predicted = round_half_up((torch.floor(v * 128) / 128).abs()).clamp(max=127)
     assert torch.equal(trained.double(), round_half_up(v.abs()).clamp(max=127))
-    assert torch.equal(chip.double(), predicted)
-    differs = chip != trained
-    assert ((chip - trained)[differs] == 1).all() and (v[differs] < 0).all()
+    assert torch.equal(simulate.double(), predicted)
+    differs = simulate != trained
+    assert ((simulate - trained)[differs] == 1).all() and (v[differs] < 0).all()
 
 
 def test_abs_has_such_a_case():
-    """Found by trying all inputs: |v| is below 1/2, so training rounds to 0; the chip's floor reaches 1/2 and gives 1."""
+    """Found by trying all inputs: |v| is below 1/2, so training rounds to 0; simulate's floor reaches 1/2 and gives 1."""
     layer = ai8x.FusedConv2dAbs(1, 1, 1, bias=True, weight_bits=8, bias_bits=8, quantize_activation=True)
     with torch.no_grad():
         layer.op.weight.fill_(127 / 128)

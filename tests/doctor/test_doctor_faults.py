@@ -566,6 +566,14 @@ def with_clamp(net):
     return net
 
 
+def absolute(activation):
+    def change(net):
+        net.second.activation = activation
+        return net
+
+    return change
+
+
 def without(name):
     """What is foreign is taken out, or computed outside."""
 
@@ -620,6 +628,7 @@ CURES = {
     "wasted levels": [("levels wasted", restart), ("levels wasted in two branches", restart)],
     "narrow head": [("narrow head", wide), ("narrow head of two levels", wide)],
     "wide head": [("one map", gain), (("Plain", small), gain)],
+    "Abs": [(("Plain", absolute("Abs")), absolute("ReLU"))],
     "outside": [(("UNet", behind("head", nn.Softmax(dim=1))), without("head"))],
     "never called": [(("Heads", aux), lambda net: delattr(net, "aux") or decided(net))],
 }  # fmt: skip

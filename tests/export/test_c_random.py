@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from math import prod
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from qatlib.chip.operations import output_shape
 from qatlib.export.c_project import export_c
 from qatlib.integer.source import answer_rows
 
-ANY = ("linear", "add", "sub", "concat", "flatten")
+ANY = ("linear", "add", "sub", "concat", "flatten", "reshape")
 KINDS = {0: ANY, 1: (*["conv1d"] * 8, "pool", *ANY), 2: (*["conv2d", "conv_transpose2d"] * 6, "pool", *ANY)}  # by dimensions
 
 
@@ -60,6 +61,8 @@ def step(draw, b: Builder, name: str) -> Builder:
         inputs += draw(st.lists(st.sampled_from(alike), min_size=1, max_size=3))
     elif kind == "pool":
         more = {"pool": pool(draw, dims)}
+    elif kind == "reshape":
+        more = {"shape": [shape[0], *draw(st.sampled_from(factors(prod(shape[1:]))))]}
     elif kind != "flatten":
         more = settings_of(draw, kind, shape[0], dims)
     if more.get("pool") and min(output_shape({"kind": "pool", "pool": more["pool"]}, [shape])) < 1:
@@ -72,12 +75,36 @@ def step(draw, b: Builder, name: str) -> Builder:
     return longer if min(longer.shapes[name]) > 0 else b
 
 
+def factors(n: int) -> list[tuple[int, ...]]:
+    return [(n,), *((d, n // d) for d in range(1, n + 1) if n % d == 0)]
+
+
+def rearranged(draw, b: Builder, name: str) -> Builder:
+    """`b` with one more operation of the host's, on anything, wide or narrow."""
+    source, kind = draw(st.sampled_from([*b.shapes])), draw(st.sampled_from(["permute", "reshape", "concat"]))
+    shape, inputs, more = b.shapes[source], [source], {}
+    if kind == "permute":
+        more = {"axes": draw(st.permutations(range(len(shape))))}
+    elif kind == "reshape":
+        more = {"shape": [*draw(st.sampled_from(factors(shape[0]))), *draw(st.sampled_from(factors(prod(shape[1:]))))]}
+    else:
+        axis = draw(st.integers(0, len(shape) - 1))
+        others = [size for i, size in enumerate(shape) if i != axis]
+        alike = [n for n, s in b.shapes.items() if len(s) == len(shape) and [*s[:axis], *s[axis + 1 :]] == others]
+        inputs += draw(st.lists(st.sampled_from(alike), min_size=1, max_size=3))
+        shifts = draw(st.lists(st.integers(0, 3), min_size=len(inputs), max_size=len(inputs)))
+        more = {"axis": axis} | ({"shifts": shifts} if draw(st.booleans()) else {})
+    return b.op(name, kind, *inputs, host=True, **more)
+
+
 @st.composite
 def networks(draw):
     places = pairs(draw, 1, 9, draw(st.sampled_from([2, 2, 2, 1, 0])))
     b = Builder((draw(st.integers(1, 6)), *places), seed=draw(st.integers(0, 99)))
     for i in range(draw(st.integers(2, 8))):
         b = step(draw, b, f"op{i}")
+    for i in range(draw(st.integers(0, 4))):
+        b = rearranged(draw, b, f"host{i}")
     names = list(b.shapes)
     return b.build(names[-1], *draw(st.lists(st.sampled_from(names), max_size=2, unique=True)))
 

@@ -164,7 +164,7 @@ REFUSED += [
     (f"all . out --network my_nets:Spotter {ANY}", "no file .; give the path of a checkpoint"),
     (f"all my_nets.py out --network my_nets:Spotter {ANY}", "my_nets.py is no checkpoint that can be read safely"),
     (f"all two.pth out --network my_nets:Spotter {ANY}", "two.pth holds several states that may be meant .a, b.; save the one"),
-    (f"all object.pth out --network my_nets:Spotter {ANY}", "object.pth is no .* here my_nets.Spotter: save its state_dict alone"),
+    (f"all object.pth out --network my_nets:Spotter {ANY}", "object.pth holds a Spotter, a Python object.*; save its state_dict"),
     (f"all other_chip.pth out --network my_nets:Spotter {ANY}", "device 84 is not supported; use 85"),
     ("all plain.pth out --network my_nets:Spotter --arguments [5] --input-shape 3,99999999999,99999999999", "memory|overflow"),
     ("check a --network my_nets:Words --arguments [5]", "AttributeError: 'str' object has no attribute 'round' .*; correct the"),

@@ -96,10 +96,3 @@ def test_the_whole_folder_is_right_and_its_project_checks_itself(name, tmp_path)
     assert len([result for result in results if result.pictures]) == 4 + (not cortex_m4.missing())  # several outputs: no chip
     done = subprocess.run(["make", "-s", "check"], cwd=tmp_path / "all" / "c", capture_output=True, text=True)
     assert done.returncode == 0 and "PASS: 4 of 4" in done.stdout
-
-
-def test_a_view_that_is_no_flattening_names_the_one_that_exists():
-    net = Net(SHAPE, lambda net, x: net.c(x).flatten(2), c=wide())
-    ai8x.start_qat(net.eval(), [torch.rand(4, *SHAPE)], {"weight_bits": 8}, progress=False)
-    with pytest.raises(ValueError, match=r"reshaping \(7, 4, 5\) to \(7, 20\); only flattening .*: x.flatten\(1\)"):
-        quantize_model(net)

@@ -169,7 +169,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, protocol):
     marker = tmp_path / "executed"
     for call in (Call(os.system, f"touch {marker}"), Call(open, str(marker), "w"), Call(eval, f"open({str(marker)!r}, 'w')")):
         path = forged(tmp_path / "hostile.pth", pickle.dumps({"graph": call}, protocol))
-        with pytest.raises(ValueError, match=r"hostile\.pth is no checkpoint that can be read safely"):
+        with pytest.raises(ValueError, match=r"hostile\.pth"):
             CompactModel.load(path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Call(open, str(marker), "w"), protocol)).close()

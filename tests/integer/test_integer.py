@@ -10,7 +10,7 @@ from compact_nets import CASES, convolution, golden, graph, integer_tensors, lin
 from qatlib.integer.compact import CompactModel
 from qatlib.integer.engine import Integer, narrow, pool, real_values, round_shift, run
 
-SIMULATED = [name for name, case in CASES.items() if case.get("mode") == "simulate" and case["layer"] != "Add"]
+SIMULATED = [n for n, case in CASES.items() if case.get("mode") == "simulate" and "Add" != case["layer"] != "FusedConv2dAbs"]
 
 
 def operation_of(case) -> dict:
@@ -133,12 +133,31 @@ def test_round_shift_is_floor_of_half_up(n):
     assert np.clip(round_shift(acc.astype(np.int32), n), -128, 127).tolist() == exact
 
 
-def test_abs_drops_bits_before_it_rounds():
-    # -1.5 codes: the chip floors 1/128 parts first (none are lost here), then |-1.5| = 1.5 rounds to 2
+def test_abs_comes_after_rounding_and_in_training_before_it():
     op = {"weight_bits": 8, "output_shift": 0, "activation": "abs"}
-    assert narrow(np.array([-192, 192, -64, -63, -20000]), op).tolist() == [2, 2, 1, 0, 127]
-    # one more bit below: -127/256 of a code floors to -64/128, and |.| rounds up where 127/256 would round down
-    assert narrow(np.array([-127, 127]), {**op, "output_shift": -1}).tolist() == [1, 0]
+    acc = np.array([-192, 192, -193, -64, -65, -16320, -20000])  # -1.5 codes, 1.5, a little more, -0.5, a little more, the end
+    assert narrow(acc, op).tolist() == [1, 2, 2, 0, 1, 127, 127]
+    assert narrow(acc, op, abs_first=True).tolist() == [2, 2, 2, 1, 1, 127, 127]
+    assert narrow(np.array([-3, 3, -64]), {**op, "output_shift": 8}).tolist() == [6, 6, 127]  # n < 0: no halves
+
+
+def test_abs_of_the_recorded_layers():
+    """In training recorded and computed are the same; the vendor's simulation gives one more for sums that floor to a half."""
+    arrays, op = golden("convabs_qat_w8"), operation_of(CASES["convabs_qat_w8"])
+    bits = {key: 128 * arrays[f"calc.{key}_q"] for key in ("weight", "bias")}
+    threshold = arrays["state.activation_threshold"].item()
+    op |= {"weight_bits": 8, "output_shift": int(arrays["calc.output_shift_weights"].item() - threshold)}
+    model = CompactModel(graph((3, 6, 6), [op]), {f"x.{key}": np.round(value).astype(np.int8) for key, value in bits.items()})
+    x = (arrays["x"] * 128).astype(np.int8)
+    assert np.array_equal(Integer(model, abs_first=True)(x), arrays["y"] * 128)
+
+    arrays, op = golden("convabs_sim_w8"), operation_of(CASES["convabs_sim_w8"])
+    tensors = integer_tensors(arrays, "state.", op)
+    x, n = arrays["x"].astype(np.int8), op["weight_bits"] - 1 - op["output_shift"]
+    got = run(CompactModel(graph((3, 6, 6), [op]), tensors), x)
+    acc = run(CompactModel(graph((3, 6, 6), [op | {"activation": None, "wide": True}]), tensors), x)
+    rest = -(acc >> max(n - 7, 0)) % 128
+    assert np.array_equal(arrays["y"] - got, (acc < 0) & (rest == 64) & (got < 127))
 
 
 def test_difference_saturates_at_the_end_only():

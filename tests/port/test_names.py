@@ -5,6 +5,7 @@ The names are facts: what ai8x-training's `models/`, `ai8x_blocks.py`, `ai8x_nas
 
 import copy
 import importlib
+import inspect
 import re
 import sys
 from types import SimpleNamespace
@@ -53,6 +54,26 @@ def batch(*shape):
 def test_what_published_files_use_is_there(name):
     assert getattr(ai8x, name) is not None
     exec(f"from qatlib.ai8x import {name}")
+
+
+PARAMETERS = {  # of the vendor's functions and pieces, in their order
+    "set_device": "device simulate round_avg verbose", "initiate_qat": "m qat_policy export", "update_model": "m",
+    "update_optimizer": "m optimizer", "fuse_bn_layers": "m", "apply_scales": "model", "stat_collect": "train_loader model args",
+    "pre_qat": "model train_loader args qat_policy", "init_hist": "model", "release_hist": "model",
+    "init_threshold": "model outlier_removal_z_score", "get_activation": "activation", "normalize": "args", "fold": "fold_ratio",
+    "quantize_clamp": "wide quantize_activation clamp_activation weight_bits", "unfold_batch": "img_batch fold_ratio",
+    "quantize_clamp_pool": "pooling quantize_activation clamp_activation", "quantize_clamp_parameters": "weight_bits bias_bits",
+    "Clamp": "min_val max_val", "Quantize": "num_bits num_extra_bit_shift", "SoftwareLinear": "in_features out_features",
+    "FusedSoftwareLinearReLU": "in_features out_features bias relu",
+    "QuantizationAwareModule": "pooling activation wide weight_bits bias_bits quantize_activation pool op bn shift_quantile "
+                               "clamp_activation",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_vendors_by_name_and_in_order(name):
+    wanted = PARAMETERS[name].split()
+    assert list(inspect.signature(getattr(ai8x, name)).parameters)[: len(wanted)] == wanted
 
 
 @pytest.mark.parametrize("name", OTHERS)

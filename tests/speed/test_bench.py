@@ -88,10 +88,10 @@ def test_the_engines_are_compared_and_timed():
         rows = {row["engine"]: row for row in part["rows"]}
         assert {"torch FP32", "torch, fake-quantized", "NumPy integers (ref.)", "ONNX Runtime"} < rows.keys()
         assert not any(row["differing"] for row in rows.values())
-        untimed = {"MAX78000 known answer", "C, Cortex-M4 in QEMU"}
+        untimed = {"our model of the chip", "C, Cortex-M4 in QEMU"}
         assert all(row["ms"] > 0 for name, row in rows.items() if name not in untimed and row["pictures"])
         assert rows["torch FP32"]["ratio"] == 1
-        assert rows["MAX78000 known answer"]["pictures"] == 1 and rows["ONNX Runtime"]["pictures"] == 4
+        assert rows["our model of the chip"]["pictures"] > 1 and rows["ONNX Runtime"]["pictures"] == 4
     size = [part["bytes"]["model_8bit.pth"] for part in result.values()]
     assert size[0] > size[3] > size[1] > size[2] > size[4]
 

@@ -31,6 +31,7 @@ def read_checkpoint(path: str | Path) -> dict:
     content = load(path)
     if not all(isinstance(content.get(key), dict) for key in ("config", "state_dict")) or type(content.get("epoch")) is not int:
         raise ValueError(f"{path} is not a checkpoint of train_pose_tiny; it lacks 'epoch', 'config' or 'state_dict'")
+    state_of(content, str(path))
     return content
 
 

@@ -52,23 +52,18 @@ static inline void round_and_clamp(int32_t *v, int n, const int32_t low)
             v[i] = clamp(clamp(v[i], -128) * ((int32_t)1 << -n), low);
 }
 
-/* Eight sums to 8-bit codes: shift, activation, rounding half up, saturation. ABS first drops what lies below 1/128 of a code. */
+/* Eight sums to 8-bit codes: shift, rounding half up, activation, saturation. ABS comes last, and makes 127 of -128. */
 EVERY_X86 static void narrow(int32_t *v, int n, int activation)
 {
     int i;
 
-    if (activation == ABS) {
-        const int dropped = n > 7 ? n - 7 : 0;
-        n -= dropped;
-        for (i = 0; i < 8; i++) {
-            int32_t kept = floor_shift(v[i], dropped);
-            v[i] = kept < 0 ? -kept : kept;
-        }
-    }
     if (activation == RELU)
         round_and_clamp(v, n, 0);
     else
         round_and_clamp(v, n, -128);
+    if (activation == ABS)
+        for (i = 0; i < 8; i++)
+            v[i] = clamp(v[i] < 0 ? -v[i] : v[i], 0);
 }
 
 /* Where a sum begins: a bias code is 128 times the last bit of a sum, and sums carry 2^(8 - bits). */
@@ -425,17 +420,27 @@ void eltwise(const int8_t *const *operands, int count, int sign, int32_t size, i
     }
 }
 
-#define TRANSPOSE(name, type)                                             \
-    void name(const int8_t *x, int32_t places, int32_t channels, type *y) \
-    {                                                                     \
-        int32_t p, c;                                                     \
-                                                                          \
-        for (c = 0; c < channels; c++)                                    \
-            for (p = 0; p < places; p++)                                  \
-                *y++ = x[p * channels + c];                               \
+void transpose(const int8_t *x, int32_t places, int32_t channels, int8_t *y)
+{
+    int32_t p, c;
+
+    for (c = 0; c < channels; c++)
+        for (p = 0; p < places; p++)
+            *y++ = x[p * channels + c];
+}
+
+void collect(const loop_t *loop, int depth, const int8_t *x, const int32_t *wide_x, int32_t *y, int shift)
+{
+    int32_t i;
+
+    for (i = 0; i < loop->count; i++, y += loop->write) {
+        const int32_t place = i * loop->read;
+        if (depth > 1)
+            collect(loop + 1, depth - 1, x ? x + place : x, wide_x ? wide_x + place : wide_x, y, shift);
+        else
+            *y = (x ? x[place] : wide_x[place]) * ((int32_t)1 << shift);
     }
-TRANSPOSE(transpose, int8_t)
-TRANSPOSE(transpose_wide, int32_t)
+}
 
 void join(const int8_t *x, int32_t places, int32_t channels, int32_t all, int8_t *y)
 {

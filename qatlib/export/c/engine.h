@@ -44,6 +44,10 @@ typedef struct {
     int size_h, size_w, stride_h, stride_w, dilation_h, dilation_w;
 } pool_t;
 
+typedef struct {
+    int32_t count, read, write; /* how far apart neighbours lie in x and in y */
+} loop_t;
+
 /* Codes into y, or the sums themselves into wide_y; the other one is a null pointer. */
 void conv(const layer_t *layer, const int8_t *x, int8_t *y, int32_t *wide_y);
 /* One input and one output channel a group; its weights are int8_t (kernel, channel). */
@@ -54,7 +58,8 @@ void pool(const pool_t *pool, const int8_t *x, int8_t *y);
 void eltwise(const int8_t *const *operands, int count, int sign, int32_t size, int8_t *y);
 /* (places, channels) to (channels, places). */
 void transpose(const int8_t *x, int32_t places, int32_t channels, int8_t *y);
-void transpose_wide(const int8_t *x, int32_t places, int32_t channels, int32_t *y);
+/* y = x * 2^shift in nested loops, the innermost last; of x and wide_x one is a null pointer. */
+void collect(const loop_t *loop, int depth, const int8_t *x, const int32_t *wide_x, int32_t *y, int shift);
 /* The channels of x into pixels of `all` channels. */
 void join(const int8_t *x, int32_t places, int32_t channels, int32_t all, int8_t *y);
 

@@ -1,7 +1,6 @@
 /* $arch: weights, tables and the order of operations. Generated. */
 #include "network.h"
-
-$includes#include "engine.h"
+#include "engine.h"
 
 #ifdef NETWORK_WATCH
 #define WATCH(done) network_watch(done)
