@@ -13,7 +13,7 @@ import torch
 
 from qatcourse.pose.model import PoseTiny
 from qatlib import ai8x
-from qatlib.chip import lowering, meter
+from qatlib.chip import lowering, memory, meter
 from qatlib.export import check, cortex_m4, export_c, export_max78000, export_onnx
 from qatlib.export.__main__ import main
 from qatlib.files import record
@@ -156,7 +156,7 @@ def test_one_export_makes_the_integers_their_checksum_engine_and_plan_once(tmp_p
     count(compact, "checksum", "checksum")
     count(Integer, "__init__", "engine")
     count(meter, "describe", "layers")
-    count(meter, "place", "plan")
+    count(memory, "place", "plan")
     check.export_all(prepared(Residual(), 8), tmp_path / "all")
     assert made == {"operations": 1, "compact model": 1, "checksum": 1, "engine": 1, "layers": 1, "plan": 1}
 
