@@ -21,6 +21,7 @@ ORDERS = {
         layer.number if len(used(layer.processors)) == 64 else -layer.number,
     ),
 }
+FORWARD = tuple(ORDERS)[:2]
 
 
 def check_layer(layer: Layer, before: list[Layer], device: int) -> None:

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from qatlib.chip.refusals import ORDERS, check_layer, check_network, kernel_offsets, kernel_words
+from qatlib.chip.refusals import FORWARD, check_layer, check_network, kernel_offsets, kernel_words
 from qatlib.chip.spec import DEVICES
 from qatlib.chip.tool import Layer, derive, places, refuse
 
@@ -18,8 +18,9 @@ from qatlib.chip.tool import Layer, derive, places, refuse
 class Simulator:
     """A network on the chip, from `network` (YAML text, or what it holds) and the `state_dict` of its integer checkpoint.
 
-    `input_shape`: (C, H, W), (C, L) or (C,). `orders`: in which the kernels must fit, by default in each of `ORDERS`, because the
-    tool's versions differ. Attributes: `layers` (print them), `words` of kernel memory by layer, `offsets` of these by order.
+    `input_shape`: (C, H, W), (C, L) or (C,). `orders`: in which the kernels must fit, some of `ORDERS`, because the tool's versions
+    differ; by default each from first to last. Attributes: `layers` (print them), `words` of kernel memory by layer, `offsets` of
+    these by order.
     Raises ValueError, naming the layer, for what the tool refuses.
 
     >>> state = {"fc.op.weight": np.array([[2, -1]]), "fc.op.bias": np.array([128]), "fc.output_shift": np.array([1])}
@@ -31,7 +32,7 @@ class Simulator:
     array([5])
     """
 
-    def __init__(self, network: Mapping | str, state_dict: Mapping, input_shape: tuple, device: int = 85, orders=tuple(ORDERS)):
+    def __init__(self, network: Mapping | str, state_dict: Mapping, input_shape: tuple, device: int = 85, orders=FORWARD):
         self.shape, self.device = tuple(input_shape), device
         self.layers: list[Layer] = []
         for layer in derive(network, state_dict, self.shape):

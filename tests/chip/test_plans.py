@@ -3,10 +3,12 @@
 import pytest
 import yaml
 from export_networks import Builder, avg_pool, codes, max_pool
-from plans import with_state
+from plans import checkpoint, with_state
 from test_random_plans import judged
 
+from qatlib.chip import Simulator
 from qatlib.chip.meter import fit
+from qatlib.chip.refusals import ORDERS
 from qatlib.chip.synthesis import network_yaml
 from qatlib.export.max78000 import export_max78000
 
@@ -232,7 +234,9 @@ def simplenet(bits=8):
 
 
 def test_masks_are_moved_until_all_kernels_fit_in_every_order_of_the_tool():
-    report = judged(simplenet())  # the model of the chip places the kernels in each order itself
+    report, model = judged(simplenet()), simplenet()  # the model of the chip places the kernels in each order itself
+    chip = Simulator(network_yaml(report, "net"), checkpoint(model), (3, 32, 32), orders=ORDERS)
+    assert len(chip.offsets) == 3 and chip.offsets["first to last"] == [report.placement.offset[f"conv{i}"] for i in range(14)]
     assert report.fits and len({report.placement.first[step.layer.name] for step in report.sequence}) > 3
     assert report.words > 700 and all(p in range(0, 64, 4) for p in report.placement.first.values())
     kernels = {step.layer.name: report.placement.columns(step.layer.inputs[0], step.layer.c_in) for step in report.sequence}

@@ -8,7 +8,7 @@ from export_networks import Builder, codes, max_pool, residual
 from plans import checkpoint, planned, same
 
 from qatlib.chip import Simulator
-from qatlib.chip.refusals import ORDERS
+from qatlib.chip.refusals import FORWARD, ORDERS
 from qatlib.integer.engine import Integer
 
 
@@ -74,7 +74,8 @@ def test_kernels_must_fit_in_every_order():
     for i, out in enumerate((4, 64, 128, 128, 64)):
         b.op(f"l{i}", "conv2d", out=out)
     model = b.op("head", "conv2d", out=4, kernel=1, wide=True).build()
-    chip = Simulator(planned(model), checkpoint(model), (64, 2, 2))
+    assert list(Simulator(planned(model), checkpoint(model), (64, 2, 2)).offsets) == list(FORWARD) == list(ORDERS)[:2]
+    chip = Simulator(planned(model), checkpoint(model), (64, 2, 2), orders=ORDERS)
     assert chip.words == [4, 64, 128, 256, 128, 1] and list(chip.offsets) == list(ORDERS)
     assert chip.offsets["first to last"] == [0, 4, 68, 196, 452, 580]
     for name in ORDERS:
