@@ -232,8 +232,9 @@ class Writer:
         shape, (number, place) = self.model.shape(home), values
         if home in self.offsets:  # as (H, W, C)
             number = number % places(shape) * shape[0] + number // places(shape)
-        source = f"0, {self._sums(home)}" if home not in self.offsets and home != "input" else f"{self._at(home)}, 0"
-        if source == f"0, output + {start}" and np.array_equal(number, place):
+        wide = home not in self.offsets and home != "input"
+        source = self._sums(home) if wide else self._at(home)
+        if source == f"output + {start}" and np.array_equal(number, place):
             return
         if (nest := loops(np.stack([number, place]))) is None:  # where several outputs' parts of odd sizes are mixed
             for half in np.array_split(values, 2, axis=1):
@@ -241,9 +242,9 @@ class Writer:
             return
         rows, name = ", ".join(f"{{{count}, {read}, {write}}}" for count, read, write in nest), f"loops{len(self.tables)}"
         self.tables.append(f"static const loop_t {name}[] = {{{rows}}};")
-        offset = f" + {number[0]}" if number[0] else ""
-        source = source.replace(", 0", f"{offset}, 0") if source.endswith(", 0") else source + offset
-        self.calls.append(f"    collect({name}, {len(nest)}, {source}, output + {start + place[0]}, {shift});")
+        source += f" + {number[0]}" if number[0] else ""
+        both = f"0, {source}" if wide else f"{source}, 0"
+        self.calls.append(f"    collect({name}, {len(nest)}, {both}, output + {start + place[0]}, {shift});")
 
     def values(self) -> dict[str, str | int]:
         """What the templates network.c and network.h leave open."""

@@ -34,8 +34,8 @@ def export_max78000(model, sample: np.ndarray | None, folder: str | os.PathLike,
     if not report.fits:
         raise ValueError(f"this network cannot run on the {DEVICES[report.device].name}:\n- " + "\n- ".join(report.violations))
     picture = sample_codes(compact, sample, 3)[-1 if sample is None else 0]
-    arch, state, answer = arch_name(compact), checkpoint(compact), known_answer(compact, report, picture)
-    text = network_yaml(report, arch)
+    arch, state, names = arch_name(compact), checkpoint(compact), [step.layer.name for step in outputs(report.sequence)]
+    text, answer = network_yaml(report, arch), known_answer(compact, names, picture[None])[0]
 
     def fill(target: Path) -> None:
         torch.save(state, target / f"{arch}.pth.tar")
@@ -67,11 +67,10 @@ def checkpoint(model: CompactModel) -> dict:
     return {"epoch": 0, "arch": arch_name(model), "state_dict": state, "extras": {"clipping_method": "MAX_BIT_SHIFT"}}
 
 
-def known_answer(model: CompactModel, report: Fit, picture: np.ndarray) -> np.ndarray:
-    """What the chip must unload for `picture`: the map of its one output, or all of them flat, one after the other."""
-    values = engine_of(model)(picture, keep=[step.layer.name for step in outputs(report.sequence)])
-    maps = [value.astype(np.int32) for value in values.values()]
-    return maps[0] if len(maps) == 1 else np.concatenate([value.ravel() for value in maps])
+def known_answer(model: CompactModel, names: list[str], pictures: np.ndarray) -> np.ndarray:
+    """What the chip must unload for each picture (N, ...): the map of its one output, or all of `names` flat, in this order."""
+    maps = [value.astype(np.int32) for value in engine_of(model)(pictures, keep=names).values()]
+    return maps[0] if len(maps) == 1 else np.concatenate([value.reshape(len(pictures), -1) for value in maps], axis=1)
 
 
 NARROW = """
